@@ -1,0 +1,1 @@
+"""PyTorch modules: attention first, then what is built from it."""

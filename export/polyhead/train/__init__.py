@@ -1,0 +1,1 @@
+"""Training: data, one loop, one recipe a model."""
