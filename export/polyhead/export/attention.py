@@ -1,0 +1,58 @@
+"""Attention as single nodes of onnxruntime, put where the models call their `attend` hook.
+
+Shapes: B rows, S positions, H query heads, G key/value heads, D head size, M capacity of a cache slot.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROTARY_HEAD_MULTIPLE = 16
+"""onnxruntime's kernel rotates inside the attention node only if the head size divides by this."""
+
+
+@dataclass(frozen=True)
+class CacheInputs:
+    """What a decoder's call says about its cache slots; the same for every layer (docs/architecture.md)."""
+
+    seqlens_k: Tensor
+    """(B,) int32: tokens each row has after this call, minus one."""
+    query_seqlens: Tensor
+    """(B,) int32: tokens each row brings, without padding."""
+    capacity: Tensor
+    """() int32: M."""
+
+
+def grouped_query_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past: tuple[Tensor, Tensor],
+    cache: CacheInputs,
+    rotary: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`com.microsoft::GroupQueryAttention`: rotates, appends to the cache and attends causally, in one node.
+
+    query (B, S, H·D), key and value (B, S, G·D), past keys and values (B, G, M, D), rotary tables (positions, D/2) for
+    halves that are D/2 apart, as in `polyhead.models.attention.rotate`. Returns (B, S, H·D) and the two present tensors,
+    which the server binds to the memory of the past ones.
+    """
+    kv_heads, head_size = past[0].shape[1], past[0].shape[3]
+    # Inputs 1-9 are these, 10-16 (positions, bias, sinks, scales of a quantized cache …) stay empty, 17 is query_seqlens.
+    inputs = (query, key, value, *past, cache.seqlens_k, cache.capacity, *rotary, *(None,) * 7, cache.query_seqlens)
+    mixed, keys, values = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        inputs,
+        {
+            "num_heads": query.shape[-1] // head_size,
+            "kv_num_heads": kv_heads,
+            "scale": head_size**-0.5,
+            "do_rotary": 1,
+            "rotary_interleaved": 0,
+        },
+        dtypes=(query.dtype, past[0].dtype, past[1].dtype),
+        shapes=(query.shape, past[0].shape, past[1].shape),
+        version=1,
+    )
+    return mixed, keys, values
