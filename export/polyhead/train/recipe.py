@@ -1,0 +1,58 @@
+"""What a recipe gives the training loop."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from polyhead.models.checkpoint import CheckpointConfig
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The arguments of `Recipe.loss`, on any device, and how many tokens they hold without padding."""
+
+    tensors: tuple[Tensor, ...]
+    tokens: int
+
+
+class Recipe(Protocol):
+    """What a recipe gives the loop."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The loop moves it to its device and trains all its parameters."""
+        ...
+
+    @property
+    def deciding(self) -> str:
+        """Name of the evaluation figure that says which checkpoint is best."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool: ...
+
+    @property
+    def tokenizer_json(self) -> str: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Whatever a resumed training must have unchanged besides the settings, as JSON: model sizes, digest of the data."""
+        ...
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step 0, 1, …: a function of `step` (and the recipe's seed) alone."""
+        ...
+
+    def loss(self, *tensors: Tensor) -> Tensor:
+        """A batch's tensors, on the model's device -> scalar loss. Runs in training mode, under autocast."""
+        ...
+
+    def evaluate(self, device: torch.device) -> dict[str, float]:
+        """Figures on held-out data, `deciding` among them. Runs in evaluation mode, without gradients."""
+        ...
+
+    def checkpoint_config(self, quality: dict[str, float]) -> CheckpointConfig:
+        """`config.json` for weights that reached these figures."""
+        ...
