@@ -1,4 +1,4 @@
-"""What goes into the generation engine and what comes out: plain values that know neither gRPC nor tensors."""
+"""What goes into the generation engine, what comes out, and what it keeps of an answer in between: no gRPC, no tensors."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -77,4 +77,36 @@ class Piece:
     finish_reason: FinishReason | None = None
     generated_tokens: int = 0
     """So far, this piece included."""
-    times: GenerationTimes | None = field(default=None)
+    times: GenerationTimes | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """An answer in the making. The engine's thread owns it; only `ended` is set from elsewhere, under the engine's lock."""
+
+    request: GenerationRequest
+    arrived: float
+    """Clock of the submission, in seconds; so are the other times."""
+    tokens: list[int] = field(default_factory=list)
+    """Generated so far."""
+    cached: int = 0
+    """Tokens in its slot."""
+    slot: int = -1
+    ended: bool = False
+    """The caller left: the slot is freed before the next step."""
+    started: float = 0.0
+    """Prefill began."""
+    first_token: float = 0.0
+    last_token: float = 0.0
+
+    @property
+    def position(self) -> int:
+        """Of the next token to be chosen."""
+        return len(self.request.prompt) + len(self.tokens)
+
+    def times(self) -> GenerationTimes:
+        return GenerationTimes(
+            queue=self.started - self.arrived,
+            first_token=self.first_token - self.arrived,
+            inference=self.last_token - self.started,
+        )

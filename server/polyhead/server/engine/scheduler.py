@@ -1,0 +1,120 @@
+"""What the generation engine does next: pure policy, without tensors, threads or time.
+
+Requests wait in one queue, first come, first served, bounded in requests and in prompt tokens. An iteration spends at most a
+budget of tokens on prefill before all decoding rows advance by one token together, so a long prompt cannot stall other people's
+answers for longer than the budget takes. Chunks of a prompt start at multiples of a fixed length: they depend on the request alone.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from polyhead.server.engine.sequence import Sequence
+from polyhead.server.engine.slots import Slots
+from polyhead.server.errors import Overloaded
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorLimits:
+    """Bounds of one model's engine."""
+
+    max_queue_requests: int = 256
+    """Requests that may wait for a slot."""
+    max_queue_tokens: int = 262_144
+    """Prompt tokens that may wait for a slot."""
+    prefill_budget_tokens: int = 256
+    """Prompt tokens worked on between two steps of the decoding rows; at least one chunk always is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Prompt tokens [start, end) of a sequence."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def is_last(self) -> bool:
+        return self.end == len(self.sequence.request.prompt)
+
+
+class Scheduler:
+    """Owns the queue and decides who is prefilled; slots own the rows that decode. Not thread-safe."""
+
+    def __init__(self, slots: Slots, limits: GeneratorLimits, chunk_tokens: int) -> None:
+        self._slots = slots
+        self._limits = limits
+        self._chunk_tokens = chunk_tokens
+        self._waiting: deque[Sequence] = deque()
+        self._waiting_tokens = 0
+        self.prefilling: Sequence | None = None
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self.prefilling or self._slots.decoding)
+
+    def add(self, sequence: Sequence, retry_after_seconds: float) -> None:
+        """Queue a request. Raises Overloaded if that would overshoot a bound; a lone request always fits in tokens."""
+        limits, tokens = self._limits, len(sequence.request.prompt)
+        if len(self._waiting) >= limits.max_queue_requests:
+            raise Overloaded(
+                f"{len(self._waiting)} requests are waiting, the limit is {limits.max_queue_requests}",
+                retry_after_seconds,
+            )
+        if self._waiting and self._waiting_tokens + tokens > limits.max_queue_tokens:
+            text = f"{self._waiting_tokens} prompt tokens are waiting, {tokens} more would pass the limit of {limits.max_queue_tokens}"
+            raise Overloaded(text, retry_after_seconds)
+        self._waiting.append(sequence)
+        self._waiting_tokens += tokens
+
+    def remove(self, sequence: Sequence) -> bool:
+        """Take a request out of the queue if it still waits there."""
+        if sequence not in self._waiting:
+            return False
+        self._waiting.remove(sequence)
+        self._waiting_tokens -= len(sequence.request.prompt)
+        return True
+
+    def next_chunk(self, spent_tokens: int) -> Chunk | None:
+        """The next chunk to prefill in an iteration that has spent so many tokens already; None: it is time to decode."""
+        sequence = self.prefilling or self._admit()
+        if sequence is None:
+            return None
+        start, prompt = sequence.cached, len(sequence.request.prompt)
+        end = min(prompt, start - start % self._chunk_tokens + self._chunk_tokens)
+        if spent_tokens and spent_tokens + end - start > self._limits.prefill_budget_tokens:
+            return None
+        return Chunk(sequence, start, end)
+
+    def prefilled(self, chunk: Chunk) -> None:
+        """A chunk is in the cache; after the last one the sequence decodes."""
+        chunk.sequence.cached = chunk.end
+        if chunk.is_last:
+            self.prefilling = None
+            self._slots.promote(chunk.sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """An admitted sequence ends, for whatever reason: free its slot."""
+        if self.prefilling is sequence:
+            self.prefilling = None
+        self._slots.release(sequence)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if an idle engine still holds anything."""
+        assert self._waiting_tokens == sum(len(s.request.prompt) for s in self._waiting), "waiting tokens miscounted"
+        self._slots.check_integrity()
+        if not self.has_work:
+            assert self._slots.used == 0, f"{self._slots.used} slots are in use by nobody"
+
+    def _admit(self) -> Sequence | None:
+        """Move the oldest waiting request into a free slot."""
+        if not self._waiting or not self._slots.free:
+            return None
+        self.prefilling = sequence = self._waiting.popleft()
+        self._waiting_tokens -= len(sequence.request.prompt)
+        self._slots.acquire(sequence)
+        return sequence

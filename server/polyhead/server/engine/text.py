@@ -1,0 +1,72 @@
+"""From a growing list of tokens to text that may be sent: whole characters only, and nothing that may become a stop string."""
+
+from collections.abc import Sequence
+
+from polyhead.server.tokenizer import Tokenizer
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+class TextStream:
+    """Decodes token by token so that the pieces add up to the text of the whole.
+
+    A token's text can depend on the tokens before it (spaces, characters spread over tokens), so each decoding starts at the
+    tokens of the piece before and what they gave is cut off again. While the end looks like part of a character, it waits.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = []  # tokens of the last piece, then those that still wait
+        self._sent_tokens = 0  # how many of the window's tokens are the last piece's
+        self._sent_text = ""  # their text within the window
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; may be empty."""
+        self._window.append(token_id)
+        text = self._tokenizer.decode(self._window)
+        if text.endswith(_INCOMPLETE) or len(text) <= len(self._sent_text):
+            return ""
+        return self._advance(text)
+
+    def flush(self) -> str:
+        """What still waits, now that no token will follow; parts of characters become U+FFFD."""
+        text = self._tokenizer.decode(self._window)
+        return self._advance(text) if len(text) > len(self._sent_text) else ""
+
+    def _advance(self, text: str) -> str:
+        piece = text[len(self._sent_text) :]
+        del self._window[: self._sent_tokens]
+        self._sent_tokens = len(self._window)
+        self._sent_text = self._tokenizer.decode(self._window)
+        return piece
+
+
+class StopStrings:
+    """Finds the first of several strings in text that comes in pieces, and keeps back what may be the beginning of one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""
+
+    def push(self, piece: str) -> tuple[str, bool]:
+        """Text that may be sent, and whether a stop string was found: then nothing from its first character on is sent."""
+        if not self._stop:
+            return piece, False
+        text = self._held + piece
+        found = [at for at in map(text.find, self._stop) if at >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = self._possible_start(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """What was kept back, now that no text will follow."""
+        text, self._held = self._held, ""
+        return text
+
+    def _possible_start(self, text: str) -> int:
+        """Length of the longest end of the text that is the beginning of a stop string."""
+        longest = min(len(text), max(map(len, self._stop)) - 1)
+        return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0)
