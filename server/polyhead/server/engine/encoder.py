@@ -1,0 +1,228 @@
+"""The engine of models that classify or embed: a thread that runs batches, fed and awaited by asyncio."""
+
+import asyncio
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyhead.server.engine.batcher import Batch, Batcher, EncoderLimits, Request
+from polyhead.server.engine.observer import EngineObserver
+from polyhead.server.errors import Overloaded, Unavailable
+from polyhead.server.runtime.encoder import Encoder
+
+__all__ = ["EncoderEngine", "EncoderLimits", "EncoderResult"]
+
+FIRST_RETRY_SECONDS = 1.0
+"""What a rejected caller is told to wait before any batch has been measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderResult:
+    """Answers to all inputs of a request, in their order."""
+
+    rows: NDArray[np.float32]
+    """(inputs, labels) or (inputs, embedding)."""
+    queue_seconds: float
+    """From acceptance until the first batch with one of the inputs began."""
+    inference_seconds: float
+    """From then until the last batch with one of the inputs ended."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job(Request):
+    """A request and the task that waits for it. After admission all but `cancelled` belongs to the engine's thread."""
+
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[EncoderResult]"
+    accepted: float = field(default_factory=time.perf_counter)
+    began: float | None = None
+    rows: NDArray[np.float32] | None = None
+    unanswered: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unanswered = len(self.inputs)
+
+
+_Outcome = tuple[_Job, EncoderResult | Exception]
+
+
+class EncoderEngine:
+    """Takes requests from any number of event loops and runs their inputs in batches on a thread of its own.
+
+    Owns the encoder: `close` closes it. One condition guards the queue; the thread holds it only to take a batch.
+    """
+
+    def __init__(self, encoder: Encoder, limits: EncoderLimits, observer: EngineObserver) -> None:
+        self._encoder = encoder
+        self._observer = observer
+        self._batcher: Batcher[_Job] = Batcher(encoder.padded_lengths, limits)
+        self._condition = threading.Condition()
+        self._draining = False
+        self._tokens_per_second: float | None = None
+        self._thread = threading.Thread(target=self._work, name="polyhead-encoder", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work; what was submitted before has waited."""
+        self._thread.start()
+
+    async def run(self, inputs: Sequence[Sequence[int]]) -> EncoderResult:
+        """Answer all inputs, each a sequence of token ids.
+
+        Raises InvalidInput for what could never run, Overloaded when the queue is full, Unavailable when draining, and
+        RuntimeError when the model run failed. If the awaiting task is cancelled, what has not run never will.
+        """
+        job = self._job(inputs)
+        with self._condition:
+            self._admit(job)
+            self._condition.notify()
+        try:
+            return await job.future
+        finally:
+            if job.unanswered:
+                with self._condition:
+                    self._batcher.cancel(job)
+
+    async def drain(self) -> None:
+        """Refuse new requests and return when all that were accepted are answered."""
+        self._refuse_new()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def close(self) -> None:
+        """Stop after the batch that runs; what waits fails with Unavailable. Blocks until then. Idempotent."""
+        self._refuse_new()
+        with self._condition:
+            dropped = list(self._batcher.drop_all())
+        _deliver([(job, Unavailable("the model was unloaded before the request ran")) for job in dropped])
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._encoder.close()
+
+    def check_integrity(self) -> None:
+        """Assert that the queue's counts are right, and that nothing is reserved when nothing waits."""
+        with self._condition:
+            self._batcher.check_integrity()
+
+    def _job(self, inputs: Sequence[Sequence[int]]) -> _Job:
+        padded = self._batcher.pad(inputs)
+        loop = asyncio.get_running_loop()
+        return _Job(inputs, padded, len(padded), sum(padded), False, loop, loop.create_future())
+
+    def _admit(self, job: _Job) -> None:
+        if self._draining:
+            raise Unavailable("the model is draining and takes no new requests")
+        if refusal := self._batcher.refusal(job):
+            raise Overloaded(refusal, self._retry_after())
+        self._batcher.add(job)
+
+    def _retry_after(self) -> float:
+        """Seconds until what waits now has run, at the speed measured so far."""
+        if self._tokens_per_second is None:
+            return FIRST_RETRY_SECONDS
+        return self._batcher.waiting_tokens / self._tokens_per_second
+
+    def _refuse_new(self) -> None:
+        with self._condition:
+            self._draining = True
+            self._condition.notify()
+
+    # What follows runs on the engine's thread.
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            self._observer.running(len({id(item.request) for item in batch.items}))
+            _deliver(self._run(batch))
+            self._observer.running(0)
+
+    def _next_batch(self) -> Batch[_Job] | None:
+        """Wait for a batch; None when drained."""
+        with self._condition:
+            while (batch := self._batcher.take()) is None and not self._draining:
+                self._observer.queue_size(0)
+                self._condition.wait()
+            self._observer.queue_size(self._batcher.waiting_requests)
+        return batch
+
+    def _run(self, batch: Batch[_Job]) -> list[_Outcome]:
+        """Run a batch; outcomes of the requests that are complete by it, or of all in it if it failed."""
+        began = time.perf_counter()
+        try:
+            ids, lengths = self._tensors(batch)
+            rows = self._encoder.run(ids, lengths)
+        except Exception as error:
+            return self._fail(batch, error)
+        ended = time.perf_counter()
+        self._measure(batch, int(lengths.sum()), ended - began)
+        return _scatter(batch, rows, began, ended)
+
+    def _tensors(self, batch: Batch[_Job]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Right-padded ids (batch, sequence) and lengths (batch,)."""
+        ids = np.full((len(batch.items), batch.length), self._encoder.pad_token_id, np.int64)
+        lengths = np.ones(len(batch.items), np.int32)
+        for row, (_, job, position) in enumerate(batch.items):
+            inputs = job.inputs
+            if inputs:  # else it was cancelled since the batch was taken, and nobody will read this row
+                lengths[row] = len(inputs[position])
+                ids[row, : lengths[row]] = inputs[position]
+        return ids, lengths
+
+    def _measure(self, batch: Batch[_Job], tokens: int, seconds: float) -> None:
+        padding = batch.padded_tokens - tokens
+        self._observer.ran(rows=len(batch.items), tokens=tokens, padding=padding, seconds=seconds)
+        speed = batch.padded_tokens / seconds
+        known = self._tokens_per_second
+        self._tokens_per_second = speed if known is None else 0.8 * known + 0.2 * speed
+
+    def _fail(self, batch: Batch[_Job], error: Exception) -> list[_Outcome]:
+        """Every request of the batch fails, with what it still has in the queue."""
+        jobs = {id(item.request): item.request for item in batch.items}.values()
+        outcomes: list[_Outcome] = []
+        for job in jobs:
+            with self._condition:
+                self._batcher.cancel(job)
+            failure = RuntimeError(f"the model run failed: {error}")
+            failure.__cause__ = error
+            outcomes.append((job, failure))
+        return outcomes
+
+
+def _scatter(batch: Batch[_Job], rows: NDArray[np.float32], began: float, ended: float) -> list[_Outcome]:
+    """Give each request its rows (batch, width); outcomes of those that now have all."""
+    outcomes: list[_Outcome] = []
+    for (_, job, position), row in zip(batch.items, rows, strict=True):
+        if job.began is None or job.rows is None:
+            job.began = began
+            job.rows = np.empty((job.unanswered, len(row)), np.float32)
+        job.rows[position] = row
+        job.unanswered -= 1
+        if job.unanswered == 0:
+            result = EncoderResult(job.rows, job.began - job.accepted, ended - job.began)
+            outcomes.append((job, result))
+    return outcomes
+
+
+def _deliver(outcomes: Sequence[_Outcome]) -> None:
+    """Hand outcomes over to the event loops that wait for them, in one call a loop."""
+    by_loop: defaultdict[asyncio.AbstractEventLoop, list[_Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        by_loop[outcome[0].loop].append(outcome)
+    for loop, those in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_settle, those)
+        except RuntimeError:
+            continue  # the loop is closed: nobody waits any more
+
+
+def _settle(outcomes: Sequence[_Outcome]) -> None:
+    for job, outcome in outcomes:
+        if job.future.done():
+            continue
+        if isinstance(outcome, Exception):
+            job.future.set_exception(outcome)
+        else:
+            job.future.set_result(outcome)

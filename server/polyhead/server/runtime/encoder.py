@@ -1,0 +1,33 @@
+"""Runs the graph of a bundle that classifies or embeds."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyhead.server.runtime.session import TensorInfo, open_session, signature
+from polyhead.v1 import bundle_pb2
+
+_OUTPUT = {bundle_pb2.TASK_CLASSIFY: "probabilities", bundle_pb2.TASK_EMBED: "embeddings"}
+
+
+class Encoder:
+    """An open encoder graph and what its manifest says of padding. One thread at a time."""
+
+    def __init__(self, graph: Path, manifest: bundle_pb2.Bundle) -> None:
+        """Raises BundleError if the graph can't be opened; compare `signature` with the manifest before the first run."""
+        self._session = open_session(graph)
+        self._outputs = [_OUTPUT[manifest.task]]
+        self.signature: tuple[list[TensorInfo], list[TensorInfo]] = signature(self._session)
+        self.padded_lengths = tuple(manifest.limits.padded_lengths)
+        self.pad_token_id = manifest.tokenizer.pad_token_id
+
+    def run(self, ids: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Token ids (batch, sequence), right-padded, and how many of each row are real (batch,) -> (batch, labels) or
+        (batch, embedding). Raises what onnxruntime raises, for instance on ids outside the vocabulary."""
+        rows: NDArray[np.float32] = self._session.run(self._outputs, {"input_ids": ids, "lengths": lengths})[0]
+        return rows
+
+    def close(self) -> None:
+        """Give the graph's memory back. The encoder can't be used afterwards."""
+        self._session = None
