@@ -56,3 +56,19 @@ def grouped_query_attention(
         version=1,
     )
     return mixed, keys, values
+
+
+def padded_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, heads: int) -> Tensor:
+    """`Attention` of ONNX 24 with each row's number of keys: every position looks at all that are not padding.
+
+    query, key, value (B, S, H·D), lengths (B,) int32 -> (B, S, H·D).
+    """
+    inputs = (query, key, value, None, None, None, lengths.to(torch.int64))
+    mixed, *_ = torch.onnx.ops.symbolic_multi_out(
+        "Attention",
+        inputs,
+        {"q_num_heads": heads, "kv_num_heads": heads},
+        dtypes=(query.dtype,),
+        shapes=(query.shape,),
+    )
+    return mixed

@@ -9,12 +9,13 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from polyhead.export.attention import ROTARY_HEAD_MULTIPLE, CacheInputs, grouped_query_attention
+from polyhead.export.attention import ROTARY_HEAD_MULTIPLE, CacheInputs, grouped_query_attention, padded_attention
+from polyhead.models.encoder import Classifier, Embedder
 from polyhead.models.gpt import GPT
 from torch import Tensor, nn
 
-OPSET = 23
-"""The newest one is 25; onnxruntime has no CPU kernel for its attention, and 23 has every operator used here."""
+OPSET = 24
+"""The first with attention over rows of different lengths; for the attention of 25 onnxruntime has no CPU kernel."""
 
 _BATCH, _SEQUENCE, _CAPACITY, _POSITIONS = (torch.export.Dim(n) for n in ("batch", "sequence", "capacity", "positions"))
 
@@ -117,6 +118,30 @@ def export_decoder(model: GPT) -> ir.Model:
     for output in graph.graph.outputs[:2]:  # torch took the k of the example for a fixed size
         output.shape = ir.Shape(["positions", "top_k"])
     return graph
+
+
+class EncoderGraph(nn.Module):
+    """An encoder and its head, with the inputs and the output of `encoder.onnx`."""
+
+    def __init__(self, model: Classifier | Embedder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
+            return padded_attention(query, key, value, lengths, self.model.config.heads)
+
+        output: Tensor = self.model(input_ids, lengths, attend)
+        return output.softmax(-1) if isinstance(self.model, Classifier) else output
+
+
+def export_encoder(model: Classifier | Embedder) -> ir.Model:
+    """The graph of `encoder.onnx`."""
+    rows, length = 3, 4
+    example = (torch.zeros(rows, length, dtype=torch.int64), torch.full((rows,), length, dtype=torch.int32))
+    output = "probabilities" if isinstance(model, Classifier) else "embeddings"
+    dynamic = ({0: _BATCH, 1: _SEQUENCE}, {0: _BATCH})
+    return _export(EncoderGraph(model), example, dynamic, ["input_ids", "lengths"], [output])
 
 
 def _export(
