@@ -1,1 +1,72 @@
-"""The Polyhead client."""
+"""The Polyhead client: `Client` and `AsyncClient` call a server; what they return is plain and typed, what goes wrong is a
+`PolyheadError`. It needs grpcio and protobuf, nothing else.
+"""
+
+from polyhead.client.aio import AsyncClient, AsyncGenerationStream
+from polyhead.client.base import DEFAULT_TARGET, DEFAULT_TIMEOUT
+from polyhead.client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FieldViolation,
+    InvalidInput,
+    ModelNotFound,
+    Overloaded,
+    PolyheadError,
+    RequestError,
+    ServerError,
+    TemporaryError,
+    Unauthenticated,
+    Unavailable,
+    WrongTask,
+)
+from polyhead.client.results import (
+    Classification,
+    ClassifyResult,
+    EmbedResult,
+    Generation,
+    LabelScore,
+    Model,
+    Piece,
+    Timing,
+    Token,
+    TokenizeResult,
+    TokenLogprob,
+    Usage,
+)
+from polyhead.client.retry import RetryPolicy
+from polyhead.client.sync import Client, GenerationStream
+
+__all__ = [
+    "DEFAULT_TARGET",
+    "DEFAULT_TIMEOUT",
+    "AsyncClient",
+    "AsyncGenerationStream",
+    "Cancelled",
+    "Classification",
+    "ClassifyResult",
+    "Client",
+    "DeadlineExceeded",
+    "EmbedResult",
+    "FieldViolation",
+    "Generation",
+    "GenerationStream",
+    "InvalidInput",
+    "LabelScore",
+    "Model",
+    "ModelNotFound",
+    "Overloaded",
+    "Piece",
+    "PolyheadError",
+    "RequestError",
+    "RetryPolicy",
+    "ServerError",
+    "TemporaryError",
+    "Timing",
+    "Token",
+    "TokenLogprob",
+    "TokenizeResult",
+    "Unauthenticated",
+    "Unavailable",
+    "Usage",
+    "WrongTask",
+]

@@ -1,0 +1,150 @@
+"""What callers say → request messages. Ranges are the server's to check; here a value only has to fit its field."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
+from uuid import uuid4
+
+from google.protobuf.message import Message
+
+from polyhead.client.errors import FieldViolation, InvalidInput
+from polyhead.v1 import inference_pb2, model_pb2
+
+Text: TypeAlias = str | Sequence[int]
+"""A text, or the token ids somebody made of it."""
+Texts: TypeAlias = str | Sequence[Text]
+"""One text, or several of which each may be given as token ids."""
+
+
+class GenerateOptions(TypedDict, total=False):
+    """How to generate. What is missing or None is decided by the model's bundle, else by the server."""
+
+    temperature: float | None
+    """0 to 100; logits are divided by it. 0: always the likeliest token."""
+    top_k: int | None
+    """Only the k likeliest tokens; 0: no limit."""
+    top_p: float | None
+    """Above 0 to 1: only the likeliest tokens that together reach this probability."""
+    min_p: float | None
+    """0 to 1: only tokens at least this many times as likely as the likeliest."""
+    repetition_penalty: float | None
+    """Above 0 to 10; 1 does nothing."""
+    seed: int | None
+    """0 to 2**64 - 1. The same seed and request give the same answer."""
+    max_tokens: int | None
+    """Length of the answer, at most."""
+    min_tokens: int | None
+    """No end token and no stop string counts before that many tokens."""
+    stop: str | Sequence[str] | None
+    """Up to 16 strings; the answer ends before the first one that appears."""
+    ignore_eos: bool | None
+    """Go on after the model's end tokens."""
+    logprobs: int | None
+    """0 to 20: each token's log-probability and those of that many likeliest alternatives."""
+
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_STOPPING = ("max_tokens", "min_tokens", "ignore_eos")
+
+
+def generate_request(
+    prompt: Text, model: str | None, version: str | None, request_id: str | None, options: GenerateOptions
+) -> inference_pb2.GenerateRequest:
+    """Raises TypeError for an option that there is not or that has a wrong type, InvalidInput for one out of its field's range."""
+    if unknown := options.keys() - GenerateOptions.__annotations__.keys():
+        raise TypeError(f"generate() has no option {', '.join(sorted(unknown))}")
+    request = inference_pb2.GenerateRequest()
+    _address(request, model, version, request_id)
+    _set_input(request.prompt, "prompt", prompt)
+    _fill(request.sampling, "sampling.", _SAMPLING, options)
+    _fill(request.stopping, "stopping.", _STOPPING, options)
+    _fill(request, "", ("logprobs",), options)
+    stop = options.get("stop") or ()
+    _extend(request.stopping.stop, "stopping.stop", [stop] if isinstance(stop, str) else stop)
+    return request
+
+
+def classify_request(
+    texts: Texts, model: str | None, version: str | None, request_id: str | None, top_k: int | None, truncate: bool
+) -> inference_pb2.ClassifyRequest:
+    """Raises TypeError or InvalidInput as `generate_request` does."""
+    request = inference_pb2.ClassifyRequest(truncate=truncate)
+    _address(request, model, version, request_id)
+    _add_inputs(request, texts)
+    _fill(request, "", ("top_k",), {"top_k": top_k})
+    return request
+
+
+def embed_request(
+    texts: Texts, model: str | None, version: str | None, request_id: str | None, truncate: bool
+) -> inference_pb2.EmbedRequest:
+    """Raises TypeError or InvalidInput as `generate_request` does."""
+    request = inference_pb2.EmbedRequest(truncate=truncate)
+    _address(request, model, version, request_id)
+    _add_inputs(request, texts)
+    return request
+
+
+def tokenize_request(
+    texts: str | Sequence[str], model: str | None, version: str | None, request_id: str | None, add_special_tokens: bool
+) -> inference_pb2.TokenizeRequest:
+    """Raises TypeError or InvalidInput as `generate_request` does."""
+    request = inference_pb2.TokenizeRequest(add_special_tokens=add_special_tokens)
+    _address(request, model, version, request_id)
+    _extend(request.texts, "texts", [texts] if isinstance(texts, str) else texts)
+    return request
+
+
+def get_model_request(name: str, version: str | None) -> model_pb2.GetModelRequest:
+    request = model_pb2.GetModelRequest()
+    _fill(request, "", ("name", "version"), {"name": name, "version": version})
+    return request
+
+
+def _address(request: Any, model: str | None, version: str | None, request_id: str | None) -> None:
+    """Says who shall answer; a request without an id gets one here, so that failures can be told to it as well."""
+    _fill(request.model, "model.", ("name", "version"), {"name": model, "version": version})
+    _fill(request, "", ("request_id",), {"request_id": request_id or uuid4().hex})
+
+
+def _fill(message: Message, path: str, names: Iterable[str], values: Mapping[str, object]) -> None:
+    for name in names:
+        value = values.get(name)
+        if value is not None:
+            try:
+                setattr(message, name, value)
+            except (TypeError, ValueError) as error:
+                raise _refusal(path + name, value, error) from error
+
+
+def _extend(values: Any, path: str, given: Iterable[object]) -> None:
+    try:
+        values.extend(given)
+    except (TypeError, ValueError) as error:
+        raise _refusal(path, given, error) from error
+
+
+def _add_inputs(request: inference_pb2.ClassifyRequest | inference_pb2.EmbedRequest, texts: Texts) -> None:
+    for index, text in enumerate([texts] if isinstance(texts, str) else texts):
+        _set_input(request.inputs.add(), f"inputs[{index}]", text)
+
+
+def _set_input(message: inference_pb2.Input, path: str, text: Text) -> None:
+    if isinstance(text, str):
+        _fill(message, f"{path}.", ("text",), {"text": text})
+    elif isinstance(text, Iterable):
+        message.token_ids.SetInParent()  # so that no ids at all are still ids, not an unset input
+        _extend(message.token_ids.ids, f"{path}.token_ids", text)
+    else:
+        raise TypeError(f"{path} must be a text or a list of token ids, not {text!r}")
+
+
+def _refusal(path: str, value: object, error: Exception) -> Exception:
+    if isinstance(error, ValueError):
+        description = f"{path}: does not fit its field, given {_short(value)} ({error})"
+        return InvalidInput(description, violations=(FieldViolation(path, description),))
+    return TypeError(f"{path}: has a wrong type, given {_short(value)} ({error})")
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

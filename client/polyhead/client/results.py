@@ -1,0 +1,145 @@
+"""What the client returns: frozen, plain values that know nothing of gRPC."""
+
+from dataclasses import dataclass, field
+
+from polyhead.v1 import bundle_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request, without padding."""
+
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the server's time went; each field as in `polyhead.v1.Timing`."""
+
+    queue_seconds: float
+    tokenize_seconds: float
+    inference_seconds: float
+    total_seconds: float
+    time_to_first_token_seconds: float | None = None
+    """Of generate only."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability under the model, before temperature, penalties and filters."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+    """The likeliest tokens at this position, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one message added to an answer. The last piece has finish_reason, usage and timing."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    sample_index: int = 0
+    finish_reason: str | None = None
+    """`eos`, `stop` or `length`."""
+    usage: Usage | None = None
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What every answer carries."""
+
+    request_id: str
+    model: str
+    version: str
+    usage: Usage
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation(Answer):
+    """A whole generated answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    """One a token if asked for, else empty."""
+    finish_reason: str
+    """`eos`, `stop` or `length`."""
+    seed: int
+    """The seed in use, drawn by the server if the request had none."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """A label and its probability, 0 to 1."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The labels of one input, best first."""
+
+    labels: tuple[LabelScore, ...]
+
+    @property
+    def best(self) -> LabelScore:
+        return self.labels[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyResult(Answer):
+    """One classification for each input, in order."""
+
+    results: tuple[Classification, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedResult(Answer):
+    """One vector for each input, in order; each as long as the model's embedding size."""
+
+    embeddings: list[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a text, where it stands there in code points, `[start, end)`; both 0 for an added token."""
+
+    id: int
+    token: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeResult(Answer):
+    """The tokens of each text, in order."""
+
+    results: tuple[tuple[Token, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that the server has, ready or not."""
+
+    name: str
+    version: str
+    state: str
+    """`loading`, `ready` or `failed`."""
+    reason: str
+    """Why it failed; empty otherwise."""
+    task: str | None
+    """`generate`, `classify` or `embed`; None while its manifest could not be read."""
+    architecture: str
+    max_tokens: int
+    """Longest input that the server takes, and for a decoder with its answer."""
+    load_seconds: float
+    bundle: bundle_pb2.Bundle | None = field(default=None, hash=False, repr=False)
+    """The whole manifest; only from `model(name)`."""

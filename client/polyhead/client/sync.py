@@ -1,0 +1,212 @@
+"""The synchronous client. Threads may share one."""
+
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from polyhead.client import requests, responses
+from polyhead.client.base import (
+    CHANNEL_OPTIONS,
+    DEFAULT_TIMEOUT,
+    HEALTH_CHECK,
+    SERVING,
+    BaseClient,
+    HealthCheckRequest,
+    HealthCheckResponse,
+)
+from polyhead.client.errors import from_rpc_error
+from polyhead.client.requests import GenerateOptions, Text, Texts
+from polyhead.client.results import ClassifyResult, EmbedResult, Generation, Model, Piece, TokenizeResult
+from polyhead.client.retry import Attempts, RetryPolicy
+from polyhead.client.stream import AnswerStream
+from polyhead.v1 import inference_pb2, model_pb2
+from polyhead.v1.inference_pb2_grpc import InferenceServiceStub
+from polyhead.v1.model_pb2_grpc import ModelServiceStub
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class GenerationStream(AnswerStream, Iterator[Piece]):
+    """The pieces of one answer as they come; `with` or `close()` ends it early, and so does dropping it.
+
+    The request is sent at once, and again as the client's retry policy says until its first message has come, after that
+    never. Iterating raises a PolyheadError if the call fails.
+    """
+
+    def __init__(
+        self,
+        method: grpc.UnaryStreamMultiCallable[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse],
+        request: inference_pb2.GenerateRequest,
+        attempts: Attempts,
+    ) -> None:
+        super().__init__(request, attempts)
+        self._method = method
+        self._call = method(request, timeout=attempts.remaining())
+
+    def __next__(self) -> Piece:
+        while not self._closed:
+            try:
+                return self._add(next(self._call))
+            except grpc.RpcError as error:
+                if self._closed:  # by another thread, while this one waited
+                    break
+                time.sleep(self._delay_after(error))
+                self._call = self._method(self._request, timeout=self._attempts.remaining())
+        raise StopIteration
+
+    def result(self) -> Generation:
+        """Reads what is still to come and returns the whole answer; raises Cancelled if the stream was closed before its end."""
+        for _ in self:
+            pass
+        return self._generation()
+
+    @property
+    def text(self) -> str:
+        """The whole text; waits for what is still to come."""
+        return self.result().text
+
+    def close(self) -> None:
+        """Ends the iteration, and the call if it still runs; the server then frees what it held for it."""
+        self._closed = True
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Client(BaseClient):
+    """Calls a Polyhead server at `target` (host:port; default POLYHEAD_TARGET, else localhost:50051).
+
+    `timeout` is how many seconds a call may take with its retries if the call does not say otherwise; None: for ever.
+    Every method raises a PolyheadError (see `polyhead.client.errors`) if the call fails, and TypeError for an argument of
+    the wrong type. `model` and `version` may be left out: the only model of that task, its newest version. Who gives no
+    `request_id` gets one made.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(target, timeout=timeout, retry=retry)
+        self._channel = grpc.insecure_channel(self.target, options=CHANNEL_OPTIONS)
+        self._inference = InferenceServiceStub(self._channel)
+        self._models = ModelServiceStub(self._channel)
+        self._check_health = self._channel.unary_unary(
+            HEALTH_CHECK,
+            request_serializer=HealthCheckRequest.SerializeToString,
+            response_deserializer=HealthCheckResponse.FromString,
+        )
+
+    def generate(
+        self,
+        prompt: Text,
+        model: str | None = None,
+        *,
+        version: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> GenerationStream:
+        """Continues a prompt, a text or token ids; iterate over the pieces, or take `.result()` or `.text` as a whole.
+
+        The options are those of `GenerateOptions`: temperature, top_k, top_p, min_p, repetition_penalty, seed, max_tokens,
+        min_tokens, stop, ignore_eos, logprobs.
+        """
+        request = requests.generate_request(prompt, model, version, request_id, options)
+        return GenerationStream(self._inference.Generate, request, self._attempts(timeout))
+
+    def classify(
+        self,
+        texts: Texts,
+        model: str | None = None,
+        *,
+        top_k: int | None = None,
+        truncate: bool = False,
+        version: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> ClassifyResult:
+        """Scores each text against the model's labels and returns the `top_k` best, or all, of each."""
+        request = requests.classify_request(texts, model, version, request_id, top_k, truncate)
+        return responses.classify_result(self._unary(self._inference.Classify, request, timeout, request.request_id))
+
+    def embed(
+        self,
+        texts: Texts,
+        model: str | None = None,
+        *,
+        truncate: bool = False,
+        version: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> EmbedResult:
+        """Turns each text into one vector."""
+        request = requests.embed_request(texts, model, version, request_id, truncate)
+        return responses.embed_result(self._unary(self._inference.Embed, request, timeout, request.request_id))
+
+    def tokenize(
+        self,
+        texts: str | Sequence[str],
+        model: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        version: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> TokenizeResult:
+        """Shows how a model splits each text into tokens."""
+        request = requests.tokenize_request(texts, model, version, request_id, add_special_tokens)
+        return responses.tokenize_result(self._unary(self._inference.Tokenize, request, timeout, request.request_id))
+
+    def models(self, *, timeout: float | None = None) -> list[Model]:
+        """All models and versions, also those that failed to load; by name, then version."""
+        response = self._unary(self._models.ListModels, model_pb2.ListModelsRequest(), timeout)
+        return [responses.model(model) for model in response.models]
+
+    def model(self, name: str, *, version: str | None = None, timeout: float | None = None) -> Model:
+        """One model with its whole manifest in `.bundle`; without a version the newest that serves."""
+        request = requests.get_model_request(name, version)
+        return responses.model(self._unary(self._models.GetModel, request, timeout).model)
+
+    def health(self, service: str = "", *, timeout: float | None = None) -> bool:
+        """Whether the server, or one of its models or gRPC services by name, takes requests now."""
+        request = HealthCheckRequest(value=service)
+        return self._unary(self._check_health, request, timeout).value == SERVING
+
+    def close(self) -> None:
+        """Ends what still runs and closes the connection; idempotent."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _unary(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        timeout: float | None,
+        request_id: str = "",
+    ) -> _Response:
+        attempts = self._attempts(timeout)
+        while True:
+            try:
+                return method(request, timeout=attempts.remaining())
+            except grpc.RpcError as error:
+                time.sleep(attempts.delay_after(from_rpc_error(error, request_id)))
