@@ -1,0 +1,159 @@
+"""Wiring and life cycle: build the server, load the models, serve, drain, stop. Nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from polyhead.server.config import Settings
+from polyhead.server.errors import PolyheadError
+from polyhead.server.loader import Loader
+from polyhead.server.metrics import Metrics
+from polyhead.server.repository import Load, Repository
+from polyhead.server.rpc.interceptors import CallInterceptor
+from polyhead.server.rpc.servicers import InferenceServicer, ModelServicer
+from polyhead.server.runtime import threads
+from polyhead.v1 import inference_pb2, model_pb2
+from polyhead.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
+from polyhead.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+LAST_WORDS_SECONDS = 0.5
+"""What is left of a drained server: statuses on their way out, and health watches, which never end by themselves."""
+
+HealthServicer: TypeAlias = health.aio.HealthServicer
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A server that listens. Models may still be loading: `loaded` ends when every one is ready or failed."""
+
+    settings: Settings
+    metrics: Metrics
+    repository: Repository
+    port: int
+    """Where gRPC is served, also if the settings said 0."""
+    metrics_port: int | None
+    """Where /metrics is served; None if it is off."""
+    loaded: "asyncio.Task[None]"
+    _status: HealthServicer
+    _calls: CallInterceptor
+
+    async def drain(self) -> None:
+        """Say that we stop, refuse new calls, and wait for those that run, up to `drain_seconds`."""
+        await self._status.enter_graceful_shutdown()
+        log.info("draining", at_most_seconds=self.settings.drain_seconds)
+        try:
+            async with asyncio.timeout(self.settings.drain_seconds):
+                await asyncio.gather(self._calls.drain(), self.repository.drain())
+        except TimeoutError:
+            log.warning("calls still run and will be cut", after_seconds=self.settings.drain_seconds)
+
+
+@asynccontextmanager
+async def serve(settings: Settings, load: Load | None = None) -> AsyncIterator[App]:
+    """Listen and load models; on exit stop at once, so `App.drain` first. Raises PolyheadError when it can't begin.
+
+    `load` makes live models in another way than from bundles on disk.
+    """
+    threads.configure(settings.threads)
+    metrics = Metrics()
+    repository = Repository(settings.models, load or Loader(settings, metrics))
+    status, calls = HealthServicer(), CallInterceptor(metrics)
+    server = build_server(settings, repository, status, calls)
+    port = bind(server, settings)
+    with serve_metrics(settings, metrics) as metrics_port:
+        await announce_loading(status, repository)
+        await server.start()
+        loaded = asyncio.create_task(load_models(repository, status))
+        log.info("listening", grpc=f"{settings.host}:{port}", metrics=metrics_address(settings, metrics_port))
+        try:
+            yield App(settings, metrics, repository, port, metrics_port, loaded, status, calls)
+        finally:
+            loaded.cancel()
+            await asyncio.wait([loaded])
+            await server.stop(LAST_WORDS_SECONDS)
+            await asyncio.to_thread(repository.close)
+            log.info("stopped")
+
+
+def build_server(
+    settings: Settings, repository: Repository, status: HealthServicer, calls: CallInterceptor
+) -> grpc.aio.Server:
+    server = grpc.aio.server(
+        interceptors=[calls],
+        options=[
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # else a second server on the port gets half of the calls
+        ],
+    )
+    add_InferenceServiceServicer_to_server(InferenceServicer(repository, settings), server)
+    add_ModelServiceServicer_to_server(ModelServicer(repository), server)
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((INFERENCE, MODELS, health_name, reflection.SERVICE_NAME), server)
+    return server
+
+
+def bind(server: grpc.aio.Server, settings: Settings) -> int:
+    try:
+        return server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError as error:
+        raise PolyheadError(
+            f"can't serve gRPC on {settings.host}:{settings.port}: address in use or not ours"
+        ) from error
+
+
+@contextmanager
+def serve_metrics(settings: Settings, metrics: Metrics) -> Iterator[int | None]:
+    """Serve /metrics on a thread of its own, unless it is off; gives the port."""
+    if settings.metrics_port is None:
+        yield None
+        return
+    host, port = settings.metrics_host, settings.metrics_port
+    try:
+        http, thread = start_http_server(port, host, metrics.registry)
+    except OSError as error:
+        raise PolyheadError(f"can't serve metrics on {host}:{port}: {error.strerror or error}") from error
+    try:
+        yield http.server_port
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+def metrics_address(settings: Settings, port: int | None) -> str:
+    return "off" if port is None else f"http://{settings.metrics_host}:{port}/metrics"
+
+
+async def announce_loading(status: HealthServicer, repository: Repository) -> None:
+    for name in ("", INFERENCE, *repository.names()):
+        await status.set(name, NOT_SERVING)
+    await status.set(MODELS, SERVING)
+
+
+async def load_models(repository: Repository, status: HealthServicer) -> None:
+    """Load everything; the server as a whole serves when all is loaded and at least one model is ready."""
+
+    async def on_change(name: str) -> None:
+        await status.set(name, SERVING if repository.serves(name) else NOT_SERVING)
+
+    await repository.load(on_change)
+    ready = [name for name in repository.names() if repository.serves(name)]
+    for name in ("", INFERENCE):
+        await status.set(name, SERVING if ready else NOT_SERVING)
+    log.info("serving", models=ready) if ready else log.error("no model could be loaded")

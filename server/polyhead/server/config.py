@@ -1,0 +1,100 @@
+"""Flags and `POLYHEAD_*` environment variables become one frozen Settings, checked once at start; flags win."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENVIRONMENT_PREFIX = "POLYHEAD_"
+
+
+class UsageError(Exception):
+    """Flags or environment that make no sense; the text is one line."""
+
+
+def port_or_off(value: object) -> object:
+    return None if value == "off" else value
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+OptionalPort = Annotated[Port | None, BeforeValidator(port_or_off)]
+
+
+class Settings(BaseSettings):
+    """What a server process is told. Each field is the flag `--like-this` and the variable `POLYHEAD_LIKE_THIS`."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, frozen=True)
+
+    models: Path = Field(description="folder with NAME/VERSION/bundle.json for each model; required")
+    host: str = Field("127.0.0.1", min_length=1, description="address to serve gRPC on; 0.0.0.0 or [::] for all")
+    port: Port = Field(50051, description="gRPC port; 0 takes any free one")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="address to serve /metrics on")
+    metrics_port: OptionalPort = Field(9464, description="HTTP port of /metrics; 0 takes any free one, off serves none")
+    threads: int | None = Field(
+        None, ge=1, description="threads of onnxruntime (default: the processors this process may use)"
+    )
+    slots: int = Field(16, ge=1, le=4096, description="sequences that each decoder generates at the same time")
+    slot_tokens: int | None = Field(
+        None,
+        ge=2,
+        description="longest prompt with its answer, in tokens (default: the model's longest, at most 2048)",
+    )
+    prefill_budget_tokens: int = Field(512, ge=1, description="prompt tokens read between two steps of generation")
+    default_max_tokens: int = Field(256, ge=1, description="longest answer of a request that does not say, in tokens")
+    max_queue_requests: int = Field(1024, ge=1, description="requests that may wait for a model; more are rejected")
+    max_queue_tokens: int = Field(262_144, ge=1, description="tokens that may wait for a model; more are rejected")
+    max_batch_tokens: int = Field(4096, ge=1, description="tokens with padding in one batch of inputs to an encoder")
+    max_inputs: int = Field(512, ge=1, description="inputs in one Classify, Embed or Tokenize request")
+    max_message_bytes: int = Field(16 * 2**20, ge=1024, le=2**31 - 1, description="largest request message, in bytes")
+    drain_seconds: float = Field(
+        30, ge=0, le=86_400, allow_inf_nan=False, description="time that running calls get to finish after SIGTERM"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity to log")
+    log_format: Literal["console", "json"] = Field("console", description="how log lines look")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def parse(arguments: Sequence[str], prog: str = "polyhead serve") -> Settings:
+    """Settings from flags, then the environment, then defaults. Raises UsageError; `--help` exits."""
+    flags = vars(parser(prog).parse_args(arguments))
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise UsageError("; ".join(complaint(dict(problem)) for problem in error.errors())) from error
+
+
+def parser(prog: str) -> Parser:
+    """One flag a field, all as text: pydantic converts and checks flags and environment alike."""
+    result = Parser(
+        prog=prog,
+        description="Serve the models of a folder over gRPC.",
+        epilog=f"Each flag can be given as an environment variable: --slot-tokens as {ENVIRONMENT_PREFIX}SLOT_TOKENS.",
+        allow_abbrev=False,
+    )
+    for name, field in Settings.model_fields.items():
+        default = "" if field.is_required() or field.default is None else f" (default: {field.default})"
+        result.add_argument(
+            flag(name), default=argparse.SUPPRESS, metavar=name.upper(), help=f"{field.description}{default}"
+        )
+    return result
+
+
+def flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def complaint(problem: dict[str, Any]) -> str:
+    field = str(problem["loc"][0])
+    source = f"{flag(field)} ({ENVIRONMENT_PREFIX}{field.upper()})"
+    if problem["type"] == "missing":
+        return f"{source} is required"
+    return f"{source}: {problem['msg']}, got {problem['input']!r}"

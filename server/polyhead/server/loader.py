@@ -1,0 +1,135 @@
+"""A folder on disk → a model that has answered its warm-up."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyhead.server.bundle import Bundle, verify
+from polyhead.server.config import Settings
+from polyhead.server.engine.encoder import EncoderEngine, EncoderLimits
+from polyhead.server.engine.generator import Generator
+from polyhead.server.engine.scheduler import GeneratorLimits
+from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
+from polyhead.server.errors import BundleError
+from polyhead.server.metrics import Metrics, ModelMetrics
+from polyhead.server.runtime.decoder import Decoder
+from polyhead.server.runtime.encoder import Encoder
+from polyhead.server.tokenizer import Tokenizer
+from polyhead.v1 import bundle_pb2
+
+DEFAULT_SLOT_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModel:
+    """A model that serves: what its manifest says, its tokenizer, and the engine that runs it."""
+
+    name: str
+    version: str
+    manifest: bundle_pb2.Bundle
+    tokenizer: Tokenizer
+    engine: Generator | EncoderEngine
+
+    @property
+    def task(self) -> "bundle_pb2.Task.ValueType":
+        return self.manifest.task
+
+    @property
+    def generator(self) -> Generator:
+        """The engine of a TASK_GENERATE model."""
+        assert isinstance(self.engine, Generator)
+        return self.engine
+
+    @property
+    def encoder(self) -> EncoderEngine:
+        """The engine of a TASK_CLASSIFY or TASK_EMBED model."""
+        assert isinstance(self.engine, EncoderEngine)
+        return self.engine
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input that is served, and for a decoder with its answer."""
+        if isinstance(self.engine, Generator):
+            return self.engine.capacity
+        return self.manifest.limits.max_tokens
+
+
+class Loader:
+    """Makes live models as the settings say, counting in `metrics`."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+
+    async def __call__(self, name: str, version: int, folder: Path, manifest: bundle_pb2.Bundle) -> LiveModel:
+        """Verify the files, open the graph, start the engine and let it answer once. Raises BundleError and whatever
+        onnxruntime says."""
+        bundle = await asyncio.to_thread(verify, folder, manifest)
+        slots = self._settings.slots if manifest.task == bundle_pb2.TASK_GENERATE else None
+        observer = ModelMetrics(self._metrics, name, str(version), slots)
+        model = await asyncio.to_thread(open_model, name, str(version), bundle, self._settings, observer)
+        await start(model)
+        observer.enabled = True
+        return model
+
+
+async def start(model: LiveModel) -> None:
+    model.engine.start()
+    try:
+        await warm_up(model)
+    except BaseException:
+        model.engine.close()
+        raise
+
+
+def open_model(name: str, version: str, bundle: Bundle, settings: Settings, observer: ModelMetrics) -> LiveModel:
+    tokenizer = open_tokenizer(bundle)
+    engine: Generator | EncoderEngine
+    if bundle.manifest.task == bundle_pb2.TASK_GENERATE:
+        engine = open_generator(bundle, tokenizer, settings, observer)
+    else:
+        engine = open_encoder(bundle, settings, observer)
+    return LiveModel(name, version, bundle.manifest, tokenizer, engine)
+
+
+def open_tokenizer(bundle: Bundle) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(bundle.tokenizer, bundle.manifest.tokenizer)
+    size, limit = tokenizer.vocabulary_size, bundle.manifest.limits.vocabulary_size
+    if size > limit:
+        raise BundleError(f"{bundle.tokenizer.name}: has {size} tokens, the model's vocabulary is {limit}")
+    return tokenizer
+
+
+def open_generator(bundle: Bundle, tokenizer: Tokenizer, settings: Settings, observer: ModelMetrics) -> Generator:
+    longest = bundle.manifest.limits.max_tokens
+    capacity = min(longest, settings.slot_tokens or DEFAULT_SLOT_TOKENS)
+    decoder = Decoder(bundle.graph, bundle.manifest, slots=settings.slots, capacity=capacity)
+    bundle.check_signature(*decoder.signature)
+    limits = GeneratorLimits(
+        max_queue_requests=settings.max_queue_requests,
+        max_queue_tokens=settings.max_queue_tokens,
+        prefill_budget_tokens=settings.prefill_budget_tokens,
+    )
+    return Generator(decoder, tokenizer, limits, observer)
+
+
+def open_encoder(bundle: Bundle, settings: Settings, observer: ModelMetrics) -> EncoderEngine:
+    encoder = Encoder(bundle.graph, bundle.manifest)
+    bundle.check_signature(*encoder.signature)
+    limits = EncoderLimits(
+        max_batch_tokens=settings.max_batch_tokens,
+        max_queue_requests=settings.max_queue_requests,
+        max_queue_tokens=settings.max_queue_tokens,
+    )
+    return EncoderEngine(encoder, limits, observer)
+
+
+async def warm_up(model: LiveModel) -> None:
+    """One short request, so that the first caller does not pay for first-run allocations."""
+    token = model.tokenizer.bos_token_id or 0
+    if isinstance(model.engine, EncoderEngine):
+        await model.engine.run([[token]])
+        return
+    request = GenerationRequest((token,), Sampling(seed=0, temperature=0.0), Stopping(max_tokens=1, ignore_eos=True))
+    async for _ in model.engine.submit(request):
+        pass

@@ -1,0 +1,154 @@
+"""What `bundle.json` must say to make sense, before any other file of the bundle is opened. See docs/architecture.md."""
+
+from collections.abc import Iterator, Sequence
+
+from polyhead.server import ranges
+from polyhead.server.errors import BundleError, InvalidInput
+from polyhead.v1 import bundle_pb2
+from polyhead.v1.bundle_pb2 import TASK_CLASSIFY, TASK_EMBED, TASK_GENERATE, Task
+
+MANIFEST_FILE = "bundle.json"
+SCHEMA_VERSION = 1
+GRAPH_OF_TASK = {TASK_GENERATE: "decoder", TASK_CLASSIFY: "encoder", TASK_EMBED: "encoder"}
+
+TensorType = tuple[str, tuple[str, ...]]
+"""Element type and one entry a dimension; an empty entry stands for any dynamic dimension."""
+
+
+def check_manifest(manifest: bundle_pb2.Bundle) -> None:
+    """Raise BundleError, naming the field, unless the manifest is complete and free of contradictions."""
+    if manifest.task not in GRAPH_OF_TASK:
+        refuse("task", f"must be one of generate, classify, embed; got {Task.Name(manifest.task)}")
+    check_graphs(manifest)
+    check_limits(manifest)
+    check_tokenizer(manifest)
+    if manifest.task == TASK_GENERATE:
+        check_decoder(manifest)
+    else:
+        check_encoder(manifest)
+
+
+def refuse(field: str, description: str) -> None:
+    raise BundleError(f"{MANIFEST_FILE}: {field} {description}")
+
+
+def require_positive(**values: int) -> None:
+    for field, value in values.items():
+        if value < 1:
+            refuse(field.replace("__", "."), f"must be at least 1, got {value}")
+
+
+def check_graphs(manifest: bundle_pb2.Bundle) -> None:
+    names = [graph.name for graph in manifest.graphs]
+    wanted = GRAPH_OF_TASK[manifest.task]
+    if names != [wanted]:
+        refuse("graphs", f"must be one named {wanted}, got {names}")
+    listed = {file.path for file in manifest.files}
+    for field, path in (("graphs[0].file", manifest.graphs[0].file), ("tokenizer.file", manifest.tokenizer.file)):
+        if path not in listed:
+            refuse(field, f"is {path!r}, which is not among files")
+
+
+def check_limits(manifest: bundle_pb2.Bundle) -> None:
+    limits = manifest.limits
+    require_positive(limits__max_tokens=limits.max_tokens, limits__vocabulary_size=limits.vocabulary_size)
+
+
+def check_tokenizer(manifest: bundle_pb2.Bundle) -> None:
+    tokenizer, size = manifest.tokenizer, manifest.limits.vocabulary_size
+    special = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special |= {f"eos_token_ids[{index}]": token for index, token in enumerate(tokenizer.eos_token_ids)}
+    for field, token in special.items():
+        if token >= size:
+            refuse(f"tokenizer.{field}", f"must be below the vocabulary size {size}, got {token}")
+
+
+def check_decoder(manifest: bundle_pb2.Bundle) -> None:
+    cache = manifest.cache
+    if not manifest.HasField("cache"):
+        refuse("cache", "is missing; a decoder needs it")
+    require_positive(cache__layers=cache.layers, cache__kv_heads=cache.kv_heads, cache__head_size=cache.head_size)
+    require_positive(limits__prefill_chunk=manifest.limits.prefill_chunk)
+    if cache.type != "float":
+        refuse("cache.type", f"must be 'float', got {cache.type!r}")
+    for default, value in manifest.sampling_defaults.ListFields():
+        try:
+            ranges.SAMPLING[default.name].check(default.name, value)
+        except InvalidInput as error:
+            refuse(f"sampling_defaults.{default.name}", error.description)
+    check_tensors("inputs", manifest.graphs[0].inputs, dict(decoder_inputs(manifest)), optional=("position_ids",))
+    check_tensors("outputs", manifest.graphs[0].outputs, dict(decoder_outputs(manifest)))
+
+
+def check_encoder(manifest: bundle_pb2.Bundle) -> None:
+    limits = manifest.limits
+    lengths = list(limits.padded_lengths)
+    if manifest.HasField("cache"):
+        refuse("cache", "is for decoders only")
+    if not manifest.tokenizer.HasField("pad_token_id"):
+        refuse("tokenizer.pad_token_id", "is missing; an encoder needs it")
+    if not lengths or lengths != sorted(set(lengths)) or lengths[-1] != limits.max_tokens or lengths[0] < 1:
+        refuse("limits.padded_lengths", f"must ascend from at least 1 to max_tokens {limits.max_tokens}, got {lengths}")
+    if manifest.task == TASK_EMBED:
+        require_positive(limits__embedding_size=limits.embedding_size)
+        output = "embeddings", ("float", ("", str(limits.embedding_size)))
+    else:
+        if not manifest.labels or len(set(manifest.labels)) != len(manifest.labels):
+            refuse("labels", f"must be there and differ from each other, got {list(manifest.labels)}")
+        output = "probabilities", ("float", ("", str(len(manifest.labels))))
+    check_tensors("inputs", manifest.graphs[0].inputs, {"input_ids": ("int64", ("", "")), "lengths": ("int32", ("",))})
+    check_tensors("outputs", manifest.graphs[0].outputs, dict([output]))
+
+
+def decoder_inputs(manifest: bundle_pb2.Bundle) -> Iterator[tuple[str, TensorType]]:
+    yield from {
+        "input_ids": ("int64", ("", "")),
+        "seqlens_k": ("int32", ("",)),
+        "query_seqlens": ("int32", ("",)),
+        "capacity": ("int32", ()),
+        "position_ids": ("int64", ("", "")),
+        "logit_positions": ("int64", ("",)),
+        "top_k": ("int64", ("1",)),
+    }.items()
+    yield from cache_tensors(manifest, "past")
+
+
+def decoder_outputs(manifest: bundle_pb2.Bundle) -> Iterator[tuple[str, TensorType]]:
+    yield "topk_values", ("float", ("", ""))
+    yield "topk_ids", ("int64", ("", ""))
+    yield "logsumexp", ("float", ("",))
+    yield "logits", ("float", ("", str(manifest.limits.vocabulary_size)))
+    yield from cache_tensors(manifest, "present")
+
+
+def cache_tensors(manifest: bundle_pb2.Bundle, prefix: str) -> Iterator[tuple[str, TensorType]]:
+    cache = manifest.cache
+    for layer in range(cache.layers):
+        for part in ("key", "value"):
+            yield f"{prefix}.{part}.{layer}", (cache.type, ("", str(cache.kv_heads), "", str(cache.head_size)))
+
+
+def check_tensors(
+    side: str,
+    tensors: Sequence[bundle_pb2.Tensor],
+    expected: dict[str, TensorType],
+    optional: Sequence[str] = (),
+) -> None:
+    """`tensors` are the expected ones, in any order; `side` is `inputs` or `outputs`."""
+    given = {tensor.name: tensor for tensor in tensors}
+    missing = [name for name in expected if name not in given and name not in optional]
+    unknown = [name for name in given if name not in expected]
+    if missing or unknown or len(given) != len(tensors):
+        refuse(f"graphs[0].{side}", f"must be {list(expected)}, got {[tensor.name for tensor in tensors]}")
+    for name, tensor in given.items():
+        dtype, shape = expected[name]
+        if tensor.type != dtype or not shape_fits(tensor.shape, shape):
+            wanted = [size or "any" for size in shape]
+            refuse(f"graphs[0].{side}", f"{name} must be {dtype} {wanted}, got {tensor.type} {list(tensor.shape)}")
+
+
+def shape_fits(shape: Sequence[str], expected: Sequence[str]) -> bool:
+    """Fixed sizes are equal; where any dynamic dimension is expected there is a name, not a number."""
+    return len(shape) == len(expected) and all(
+        size == wanted if wanted else not size.isdecimal() for size, wanted in zip(shape, expected, strict=True)
+    )

@@ -1,0 +1,79 @@
+"""Classify and Embed: inputs → one row of numbers each → messages."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyhead.server.engine.encoder import EncoderResult
+from polyhead.server.errors import InvalidInput
+from polyhead.server.loader import LiveModel
+from polyhead.server.rpc.call import Timer, current
+from polyhead.server.rpc.inputs import input_tokens
+from polyhead.v1 import inference_pb2
+
+Row = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What an encoder made of a request, and what the answer tells beside it."""
+
+    result: EncoderResult
+    prompt_tokens: int
+    tokenize_seconds: float
+    timer: Timer
+    """Runs since the request arrived."""
+
+    def usage(self) -> inference_pb2.Usage:
+        return inference_pb2.Usage(prompt_tokens=self.prompt_tokens)
+
+    def timing(self) -> inference_pb2.Timing:
+        """Up to now; ask when the answer is complete."""
+        return inference_pb2.Timing(
+            queue_seconds=self.result.queue_seconds,
+            tokenize_seconds=self.tokenize_seconds,
+            inference_seconds=self.result.inference_seconds,
+            total_seconds=self.timer.seconds(),
+        )
+
+
+async def encode(
+    request: inference_pb2.ClassifyRequest | inference_pb2.EmbedRequest, model: LiveModel, max_inputs: int
+) -> Encoded:
+    """Tokenize and run all inputs of a request. Raises InvalidInput, Overloaded, Unavailable."""
+    timer = Timer()
+    rows = await input_tokens(request.inputs, model, truncate=request.truncate, max_inputs=max_inputs)
+    tokenize_seconds, prompt_tokens = timer.seconds(), sum(map(len, rows))
+    result = await model.encoder.run(rows)
+    call = current.get()
+    call.accepted(model.name, model.version, prompt_tokens)
+    call.worked(model.name, model.version, result.queue_seconds, result.inference_seconds)
+    return Encoded(result, prompt_tokens, tokenize_seconds, timer)
+
+
+def label_count(request: inference_pb2.ClassifyRequest, model: LiveModel) -> int:
+    """How many labels to return for each input: all unless the request wants fewer. Raises InvalidInput."""
+    labels = len(model.manifest.labels)
+    if not request.HasField("top_k"):
+        return labels
+    if request.top_k < 1:
+        raise InvalidInput("top_k", f"must be at least 1, got {request.top_k}")
+    return min(request.top_k, labels)
+
+
+def classification(row: Row, labels: list[str], count: int) -> inference_pb2.Classification:
+    """The `count` likeliest labels, best first; equal ones in the model's order. row: (labels,)."""
+    best = np.argsort(-row, kind="stable")[:count]
+    scores = row[best].tolist()
+    return inference_pb2.Classification(
+        labels=[
+            inference_pb2.LabelScore(label=labels[index], score=score)
+            for index, score in zip(best.tolist(), scores, strict=True)
+        ]
+    )
+
+
+def embedding(row: Row) -> inference_pb2.Embedding:
+    """row: (embedding,)."""
+    return inference_pb2.Embedding(values=row.tolist())

@@ -1,0 +1,125 @@
+"""Texts and token ids of a request → checked token ids."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+from polyhead.server.errors import InvalidInput
+from polyhead.server.loader import LiveModel
+from polyhead.server.tokenizer import Tokenizer, TokenSpan
+from polyhead.v1 import inference_pb2
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LONG_TEXT_CHARACTERS = 4000
+"""More than this is turned into tokens on a thread of its own: it would keep other calls waiting for milliseconds."""
+
+
+async def run_by_size(characters: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do short work here and long work on another thread; `tokenizers` lets go of the interpreter while it works."""
+    if characters > LONG_TEXT_CHARACTERS:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    return work(*args, **kwargs)
+
+
+async def prompt_tokens(prompt: inference_pb2.Input, model: LiveModel) -> tuple[int, ...]:
+    """Of Generate: at least one token, at most what leaves room for an answer. An empty prompt is the begin token."""
+    tokenizer = model.tokenizer
+    if prompt.WhichOneof("input") == "token_ids":
+        tokens = checked_ids("prompt", prompt.token_ids.ids, model)
+    else:
+        tokens = await run_by_size(len(prompt.text), tokenizer.encode, prompt.text)
+    if not tokens:
+        if tokenizer.bos_token_id is None:
+            raise InvalidInput("prompt", "must have at least 1 token, as the model has no begin token; got none")
+        tokens = [tokenizer.bos_token_id]
+    longest = model.max_tokens - 1
+    if len(tokens) > longest:
+        raise InvalidInput(
+            "prompt", f"must have at most {longest} tokens to leave room for an answer, got {len(tokens)}"
+        )
+    return tuple(tokens)
+
+
+async def input_tokens(
+    inputs: Sequence[inference_pb2.Input], model: LiveModel, *, truncate: bool, max_inputs: int
+) -> list[list[int]]:
+    """Of Classify and Embed: 1 to `max_inputs` inputs of 1 to the model's longest length each, as lists of token ids."""
+    check_count("inputs", len(inputs), max_inputs)
+    texts = {index: item.text for index, item in enumerate(inputs) if item.WhichOneof("input") != "token_ids"}
+    for index, text in texts.items():
+        if not text:
+            raise InvalidInput(f"inputs[{index}]", "must not be empty")
+    encoded = await run_by_size(
+        sum(map(len, texts.values())), encode_texts, model.tokenizer, list(texts.values()), model.max_tokens, truncate
+    )
+    rows = dict(zip(texts, encoded, strict=True))
+    return [checked_row(index, rows.get(index), item, model, truncate=truncate) for index, item in enumerate(inputs)]
+
+
+def checked_row(
+    index: int, tokens: list[int] | None, item: inference_pb2.Input, model: LiveModel, *, truncate: bool
+) -> list[int]:
+    """`tokens` is None where the caller gave ids."""
+    field, longest = f"inputs[{index}]", model.max_tokens
+    if tokens is None:
+        tokens = checked_ids(field, item.token_ids.ids, model)
+        tokens = tokens[:longest] if truncate else tokens
+    if not tokens:
+        raise InvalidInput(field, "must have at least 1 token, got none")
+    if len(tokens) > longest:
+        raise InvalidInput(field, f"must have at most {longest} tokens unless truncate is set, got {len(tokens)}")
+    return tokens
+
+
+def checked_ids(field: str, ids: Sequence[int], model: LiveModel) -> list[int]:
+    size = model.manifest.limits.vocabulary_size
+    if ids and max(ids) >= size:
+        index = next(index for index, token in enumerate(ids) if token >= size)
+        raise InvalidInput(
+            f"{field}.token_ids.ids[{index}]", f"must be below the vocabulary size {size}, got {ids[index]}"
+        )
+    return list(ids)
+
+
+async def tokenize(
+    texts: Sequence[str], tokenizer: Tokenizer, add_special_tokens: bool
+) -> list[inference_pb2.Tokenization]:
+    """Every text's tokens and where they stand in it."""
+
+    def work() -> list[inference_pb2.Tokenization]:
+        return [tokenization(tokenizer.spans(text, add_special_tokens)) for text in texts]
+
+    return await run_by_size(sum(map(len, texts)), work)
+
+
+def tokenization(spans: Sequence[TokenSpan]) -> inference_pb2.Tokenization:
+    return inference_pb2.Tokenization(
+        tokens=[
+            inference_pb2.Token(id=span.token_id, token=span.token, start=span.start, end=span.end) for span in spans
+        ]
+    )
+
+
+def check_count(field: str, count: int, limit: int) -> None:
+    if not 1 <= count <= limit:
+        raise InvalidInput(field, f"must be 1 to {limit}, got {count}")
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], longest: int, truncate: bool) -> list[list[int]]:
+    rows = tokenizer.encode_batch(texts) if texts else []
+    if not truncate:
+        return rows
+    return [
+        cut(row, tokenizer.encode(text, add_special_tokens=False), longest) if len(row) > longest else row
+        for text, row in zip(texts, rows, strict=True)
+    ]
+
+
+def cut(tokens: list[int], bare: list[int], longest: int) -> list[int]:
+    """Shorten an input but keep the special tokens around it; `bare` is the same input without them."""
+    special = len(tokens) - len(bare)
+    before = next((n for n in range(special + 1) if tokens[n : n + len(bare)] == bare), 0)
+    after = tokens[before + len(bare) :]
+    return [*tokens[:before], *bare[: max(0, longest - special)], *after][:longest]

@@ -1,0 +1,159 @@
+"""Around every call of polyhead.v1: errors become statuses, and however the call ends it is counted and logged once.
+
+Health and reflection pass by untouched: they are asked every few seconds and would drown the rest.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import structlog
+from google.rpc.code_pb2 import Code
+from grpc_status import rpc_status
+
+from polyhead.server.errors import Overloaded, PolyheadError, Unavailable
+from polyhead.server.metrics import Metrics
+from polyhead.server.rpc.call import Call, checked_request_id, current, new_request_id
+from polyhead.server.rpc.status import status_of
+
+OURS = "/polyhead.v1."
+DEADLINE_SLACK_SECONDS = 0.1
+"""The caller's own timer may cancel this long before the server's, which started when the call arrived."""
+
+KINDS = {
+    (False, False): "unary_unary",
+    (False, True): "unary_stream",
+    (True, False): "stream_unary",
+    (True, True): "stream_stream",
+}
+"""By request and response streaming, as grpc names its handlers."""
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+Context = grpc.aio.ServicerContext[Any, Any]
+Behaviour = Callable[[Any, Context], Awaitable[Any]]
+
+log = structlog.get_logger()
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Gives each call its Call, its status and its place in metrics and log. Refuses new calls once it drains."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+
+    async def drain(self) -> None:
+        """Refuse new calls; return when none runs."""
+        self._draining = True
+        await self._idle.wait()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(OURS):
+            return handler
+        return self._wrap(handler, method.rsplit("/", 1)[1])
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
+        """The same handler with `_run` around its behaviour."""
+        kind = KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        behaviour = getattr(handler, kind)
+        if handler.response_streaming:
+            behaviour = written(behaviour)
+
+        async def run(request: Any, context: Context) -> Any:
+            return await self._run(method, behaviour, request, context)
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(run, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
+
+    async def _run(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
+        call = Call(method, self._metrics, new_request_id())
+        current.set(call)
+        self._running += 1
+        self._idle.clear()
+        try:
+            self._admit(call, context)
+            response = await behaviour(request, context)
+        except asyncio.CancelledError:
+            finish_cancelled(call, context)
+            raise
+        except Exception as error:
+            await abort(call, error, context)
+        else:
+            finish(call, Code.OK)
+            return response
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    def _admit(self, call: Call, context: Context) -> None:
+        for key, value in context.invocation_metadata() or ():
+            if key == "x-request-id":
+                call.request_id = checked_request_id(key, str(value))
+        if self._draining:
+            raise Unavailable("the server is draining")
+
+
+def written(behaviour: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Behaviour:
+    """A coroutine that writes what an async generator yields, and closes it also when the caller has left."""
+
+    async def run(request: Any, context: Context) -> None:
+        async with aclosing(behaviour(request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return run
+
+
+async def abort(call: Call, error: Exception, context: Context) -> None:
+    status = status_of(error, call.request_id)
+    if isinstance(error, Overloaded | Unavailable):
+        reason = "overloaded" if isinstance(error, Overloaded) else "unavailable"
+        call.metrics.rejected.labels(*call.labels, reason).inc()
+    finish(call, status.code, error)
+    await context.abort_with_status(rpc_status.to_status(status))
+
+
+def finish_cancelled(call: Call, context: Context) -> None:
+    """The caller left, or its deadline passed: its library makes the status, log and metrics say how far it came."""
+    remaining = context.time_remaining()
+    late = remaining is not None and remaining < DEADLINE_SLACK_SECONDS
+    call.metrics.cancelled.labels(*call.labels, "deadline" if late else "cancelled").inc()
+    finish(call, Code.DEADLINE_EXCEEDED if late else Code.CANCELLED)
+
+
+def finish(call: Call, code: int, error: Exception | None = None) -> None:
+    """One line in the log, one count in the metrics. Texts of requests appear in neither."""
+    name, seconds = Code.Name(code), call.timer.seconds()
+    call.metrics.requests.labels(*call.labels, name).inc()
+    call.metrics.request_duration.labels(*call.labels).observe(seconds)
+    if call.generated_tokens:
+        call.metrics.generated_tokens.labels(*call.labels).inc(call.generated_tokens)
+    unknown = code == Code.INTERNAL
+    (log.error if unknown else log.info)(
+        "call",
+        request_id=call.request_id,
+        method=call.method,
+        model=call.model,
+        version=call.version,
+        code=name,
+        requests=call.requests,
+        prompt_tokens=call.prompt_tokens,
+        generated_tokens=call.generated_tokens,
+        queue_seconds=round(call.queue_seconds, 6),
+        inference_seconds=round(call.inference_seconds, 6),
+        seconds=round(seconds, 6),
+        **({"error": str(error)} if isinstance(error, PolyheadError) else {}),
+        **({"exc_info": error} if unknown else {}),
+    )
