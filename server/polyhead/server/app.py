@@ -16,7 +16,7 @@ from polyhead.server.config import Settings
 from polyhead.server.errors import PolyheadError
 from polyhead.server.loader import Loader
 from polyhead.server.metrics import Metrics
-from polyhead.server.repository import Load, Repository
+from polyhead.server.repository import Entry, Load, Repository
 from polyhead.server.rpc.interceptors import CallInterceptor
 from polyhead.server.rpc.servicers import InferenceServicer, ModelServicer
 from polyhead.server.runtime import threads
@@ -77,7 +77,7 @@ async def serve(settings: Settings, load: Load | None = None) -> AsyncIterator[A
     with serve_metrics(settings, metrics) as metrics_port:
         await announce_loading(status, repository)
         await server.start()
-        loaded = asyncio.create_task(load_models(repository, status))
+        loaded = asyncio.create_task(load_models(repository, status, metrics))
         log.info("listening", grpc=f"{settings.host}:{port}", metrics=metrics_address(settings, metrics_port))
         try:
             yield App(settings, metrics, repository, port, metrics_port, loaded, status, calls)
@@ -146,11 +146,13 @@ async def announce_loading(status: HealthServicer, repository: Repository) -> No
     await status.set(MODELS, SERVING)
 
 
-async def load_models(repository: Repository, status: HealthServicer) -> None:
+async def load_models(repository: Repository, status: HealthServicer, metrics: Metrics) -> None:
     """Load everything; the server as a whole serves when all is loaded and at least one model is ready."""
 
-    async def on_change(name: str) -> None:
-        await status.set(name, SERVING if repository.serves(name) else NOT_SERVING)
+    async def on_change(entry: Entry) -> None:
+        await status.set(entry.name, SERVING if repository.serves(entry.name) else NOT_SERVING)
+        if entry.model:
+            metrics.loaded(entry.name, str(entry.version), entry.model.manifest, entry.load_seconds)
 
     await repository.load(on_change)
     ready = [name for name in repository.names() if repository.serves(name)]

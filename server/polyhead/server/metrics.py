@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
+from polyhead.v1 import bundle_pb2
+
 PREFIX = "polyhead"
 MODEL = ("model", "version")
 CALL = ("model", "version", "method")
@@ -73,6 +75,13 @@ class Metrics:
         self.info = self._gauge(
             "model_info", "1 for each model that serves.", (*MODEL, "task", "architecture", "quantization")
         )
+
+    def loaded(self, name: str, version: str, manifest: bundle_pb2.Bundle, seconds: float) -> None:
+        """A model serves, `seconds` after its folder began to be read."""
+        task = bundle_pb2.Task.Name(manifest.task).removeprefix("TASK_").lower()
+        quantization = bundle_pb2.Quantization.Name(manifest.quantization).removeprefix("QUANTIZATION_").lower()
+        self.load_duration.labels(name, version).set(seconds)
+        self.info.labels(name, version, task, manifest.architecture, quantization).set(1)
 
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
         return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)

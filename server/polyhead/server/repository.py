@@ -69,12 +69,12 @@ class Repository:
         for entry in scan(folder):
             self._models.setdefault(entry.name, {})[entry.version] = entry
 
-    async def load(self, on_change: Callable[[str], Awaitable[None]]) -> None:
-        """Load everything; `on_change` is awaited with a model's name whenever one of its versions is READY or FAILED."""
+    async def load(self, on_change: Callable[[Entry], Awaitable[None]]) -> None:
+        """Load everything; `on_change` is awaited with each entry when it has become READY or FAILED."""
 
         async def load(entry: Entry) -> None:
             await self._load_one(entry)
-            await on_change(entry.name)
+            await on_change(entry)
 
         await asyncio.gather(*map(load, self.entries()))
 
