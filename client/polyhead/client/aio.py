@@ -2,6 +2,8 @@
 
 # ruff: noqa: ASYNC109 -- a timeout is a parameter because it becomes the deadline that the server sees and bounds the retries
 
+from __future__ import annotations  # grpc's classes take type arguments only in their stubs
+
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
@@ -206,11 +208,11 @@ class AsyncClient(BaseClient):
         return grpc.aio.insecure_channel(self.target, options=CHANNEL_OPTIONS)
 
     @cached_property
-    def _inference(self) -> "InferenceServiceAsyncStub":
+    def _inference(self) -> InferenceServiceAsyncStub:
         return InferenceServiceStub(self._channel)
 
     @cached_property
-    def _models(self) -> "ModelServiceAsyncStub":
+    def _models(self) -> ModelServiceAsyncStub:
         return ModelServiceStub(self._channel)
 
     @cached_property

@@ -140,8 +140,8 @@ def _set_input(message: inference_pb2.Input, path: str, text: Text) -> None:
 
 def _refusal(path: str, value: object, error: Exception) -> Exception:
     if isinstance(error, ValueError):
-        description = f"{path}: does not fit its field, given {_short(value)} ({error})"
-        return InvalidInput(description, violations=(FieldViolation(path, description),))
+        description = f"does not fit its field, given {_short(value)} ({error})"
+        return InvalidInput(f"{path}: {description}", violations=(FieldViolation(path, description),))
     return TypeError(f"{path}: has a wrong type, given {_short(value)} ({error})")
 
 

@@ -1,5 +1,7 @@
 """The synchronous client. Threads may share one."""
 
+from __future__ import annotations  # grpc's classes take type arguments only in their stubs
+
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType

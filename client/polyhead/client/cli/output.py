@@ -1,0 +1,140 @@
+"""How answers look: on a terminal for people, and as JSON for programs."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from polyhead.client.results import (
+    Answer,
+    ClassifyResult,
+    EmbedResult,
+    Generation,
+    LabelScore,
+    Model,
+    Token,
+    TokenizeResult,
+    TokenLogprob,
+)
+
+_BAR_WIDTH = 24
+_SHOWN_VALUES = 8
+_TITLE_WIDTH = 76
+
+
+def print_json(value: dict[str, Any]) -> None:
+    # Flushed line by line: who reads a pipe wants an answer when it is there.
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def title(text: str) -> str:
+    """Tells the answers of several inputs apart."""
+    line = " ".join(text.split())
+    return f"==> {line if len(line) <= _TITLE_WIDTH else line[: _TITLE_WIDTH - 1] + '…'} <=="
+
+
+def generation_json(answer: Generation) -> dict[str, Any]:
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "logprobs": [_logprob_json(logprob) for logprob in answer.logprobs],
+        "finish_reason": answer.finish_reason,
+        "seed": answer.seed,
+        **_envelope_json(answer),
+    }
+
+
+def classification_json(answer: ClassifyResult) -> dict[str, Any]:
+    """Of an answer to one input."""
+    return {"labels": [asdict(label) for label in answer.results[0].labels], **_envelope_json(answer)}
+
+
+def embedding_json(answer: EmbedResult) -> dict[str, Any]:
+    """Of an answer to one input."""
+    return {"embedding": answer.embeddings[0], **_envelope_json(answer)}
+
+
+def tokens_json(answer: TokenizeResult) -> dict[str, Any]:
+    """Of an answer to one input."""
+    return {"tokens": [asdict(token) for token in answer.results[0]], **_envelope_json(answer)}
+
+
+def model_json(model: Model) -> dict[str, Any]:
+    names = ("name", "version", "state", "reason", "task", "architecture", "max_tokens", "load_seconds")
+    return {name: getattr(model, name) for name in names}
+
+
+def logprob_lines(logprobs: Sequence[TokenLogprob]) -> list[str]:
+    """One a token: its log-probability, the token, and the likeliest tokens in its place."""
+    return [
+        f"{logprob.logprob:9.4f}  {logprob.token!r:<16}"
+        + "".join(f"  {other.token!r} {other.logprob:.4f}" for other in logprob.top)
+        for logprob in logprobs
+    ]
+
+
+def summary(answer: Generation) -> str:
+    """How an answer ended and how fast it was, for people."""
+    seconds, tokens = answer.timing.total_seconds, answer.usage.generated_tokens
+    speed = f", {tokens / seconds:.1f} tokens/s" if seconds > 0 else ""
+    first = answer.timing.time_to_first_token_seconds
+    wait = "" if first is None else f", the first after {first:.3f} s"
+    return f"[{answer.model} {answer.version}: {tokens} tokens{speed}{wait}; end: {answer.finish_reason}; seed {answer.seed}]"
+
+
+def classification_lines(labels: Sequence[LabelScore]) -> list[str]:
+    width = max((len(label.label) for label in labels), default=0)
+    return [f"{label.label:<{width}}  {label.score:.4f}  {_bar(label.score)}".rstrip() for label in labels]
+
+
+def embedding_line(values: Sequence[float]) -> str:
+    shown = " ".join(f"{value:8.4f}" for value in values[:_SHOWN_VALUES])
+    return f"{len(values)} dimensions: {shown}{' …' if len(values) > _SHOWN_VALUES else ''}"
+
+
+def token_lines(tokens: Sequence[Token]) -> list[str]:
+    return [f"{token.id:>8}  {f'{token.start}:{token.end}':>9}  {token.token}" for token in tokens]
+
+
+def model_lines(models: Sequence[Model]) -> list[str]:
+    """A table with a row a model, and under it why a model failed."""
+    head = ("NAME", "VERSION", "TASK", "STATE", "ARCHITECTURE", "MAX TOKENS", "LOADED IN")
+    rows = [
+        (
+            model.name,
+            model.version,
+            model.task or "-",
+            model.state,
+            model.architecture or "-",
+            str(model.max_tokens or "-"),
+            f"{model.load_seconds:.2f} s" if model.load_seconds else "-",
+        )
+        for model in models
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)]
+    reasons = [f"{model.name} {model.version} failed: {model.reason}" for model in models if model.reason]
+    return lines + reasons
+
+
+def _bar(share: float) -> str:
+    """Only on a terminal, and only where it can show it."""
+    if not sys.stdout.isatty() or "utf" not in (sys.stdout.encoding or "").lower():
+        return ""
+    return "█" * round(share * _BAR_WIDTH)
+
+
+def _logprob_json(logprob: TokenLogprob) -> dict[str, Any]:
+    shown: dict[str, Any] = {"token_id": logprob.token_id, "token": logprob.token, "logprob": logprob.logprob}
+    return {**shown, "top": [{k: v for k, v in asdict(other).items() if k != "top"} for other in logprob.top]}
+
+
+def _envelope_json(answer: Answer) -> dict[str, Any]:
+    return {
+        "usage": asdict(answer.usage),
+        "timing": {name: seconds for name, seconds in asdict(answer.timing).items() if seconds is not None},
+        "model": answer.model,
+        "version": answer.version,
+        "request_id": answer.request_id,
+    }
