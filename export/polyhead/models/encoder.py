@@ -123,9 +123,13 @@ class Embedder(nn.Module):
 
 
 def mean_pooling(x: Tensor, lengths: Tensor) -> Tensor:
-    """(B, T, C), lengths (B,) -> (B, C): the mean over each row's positions before its length."""
-    mask = (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).unsqueeze(-1)  # (B, T, 1)
-    return x.masked_fill(~mask, 0.0).sum(1) / lengths[:, None].to(x.dtype)
+    """(B, T, C), lengths (B,) -> (B, C): the mean over each row's positions before its length.
+
+    A product with weights of 1/length and 0, not a sum: in the exported graph its bits don't depend on B.
+    """
+    mask = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (B, T)
+    weights = mask.to(x.dtype) / lengths[:, None].to(x.dtype)
+    return (weights.unsqueeze(1) @ x).squeeze(1)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -68,6 +68,11 @@ class Decoder:
         """Memory that a full slot takes."""
         return self._pool.nbytes // self.slots
 
+    def cached(self, slot: int, length: int) -> NDArray[np.float32]:
+        """Keys and values of the first `length` tokens of a slot, (2, layers, kv_heads, length, head_size); a view."""
+        view: NDArray[np.float32] = self._pool[:, :, slot, :, :length]
+        return view
+
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one slot to another."""
         self._pool[:, :, target, :, :length] = self._pool[:, :, source, :, :length]
