@@ -125,7 +125,7 @@ _TEMPORARY: dict[grpc.StatusCode, type[TemporaryError]] = {
 
 def from_rpc_error(error: grpc.RpcError, request_id: str = "") -> PolyheadError:
     """The typed form of a failed call's status, with `error` as its cause."""
-    code, message = error.code(), error.details() or error.code().name
+    code, message = error.code(), error.details() or error.code().name.lower().replace("_", " ")
     details = _status_details(error)
     failure: PolyheadError
     if code is grpc.StatusCode.INVALID_ARGUMENT:

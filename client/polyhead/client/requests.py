@@ -58,8 +58,8 @@ def generate_request(
     _fill(request.sampling, "sampling.", _SAMPLING, options)
     _fill(request.stopping, "stopping.", _STOPPING, options)
     _fill(request, "", ("logprobs",), options)
-    stop = options.get("stop") or ()
-    _extend(request.stopping.stop, "stopping.stop", [stop] if isinstance(stop, str) else stop)
+    if stop := options.get("stop"):
+        _extend(request.stopping.stop, "stopping.stop", [stop] if isinstance(stop, str) else stop)
     return request
 
 

@@ -1,0 +1,135 @@
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyhead.client import InvalidInput
+from polyhead.client.requests import (
+    GenerateOptions,
+    classify_request,
+    embed_request,
+    generate_request,
+    get_model_request,
+    tokenize_request,
+)
+
+
+def generate(prompt: Any = "hi", **options: Any) -> Any:
+    return generate_request(prompt, None, None, None, cast("GenerateOptions", options))
+
+
+def test_every_option_of_generate_reaches_its_field() -> None:
+    request = generate_request(
+        "hi",
+        "gpt",
+        "3",
+        "r-1",
+        {
+            "temperature": 0.5,
+            "top_k": 4,
+            "top_p": 0.25,
+            "min_p": 0.125,
+            "repetition_penalty": 1.5,
+            "seed": 2**64 - 1,
+            "max_tokens": 9,
+            "min_tokens": 2,
+            "stop": ["a", "b"],
+            "ignore_eos": True,
+            "logprobs": 0,
+        },
+    )
+    sampling, stopping = request.sampling, request.stopping
+    assert (request.model.name, request.model.version, request.request_id) == ("gpt", "3", "r-1")
+    assert (request.prompt.text, request.HasField("logprobs"), request.logprobs) == ("hi", True, 0)
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.5, 4, 0.25, 0.125)
+    assert (sampling.repetition_penalty, sampling.seed) == (1.5, 2**64 - 1)
+    assert (stopping.max_tokens, stopping.min_tokens, list(stopping.stop)) == (9, 2, ["a", "b"])
+    assert stopping.ignore_eos
+
+
+def test_what_is_not_said_stays_unset() -> None:
+    request = generate(temperature=None, stop=None)
+    assert [field.name for field, _ in request.ListFields()] == ["request_id", "prompt"]
+
+
+def test_a_request_without_an_id_gets_one_of_its_own() -> None:
+    assert generate().request_id != generate().request_id != ""
+
+
+def test_one_stop_string_needs_no_list() -> None:
+    assert list(generate(stop="end").stopping.stop) == ["end"]
+
+
+@given(st.lists(st.integers(0, 2**32 - 1)))
+def test_a_prompt_may_be_token_ids_even_none_of_them(ids: list[int]) -> None:
+    prompt = generate(ids).prompt
+    assert prompt.WhichOneof("input") == "token_ids"
+    assert list(prompt.token_ids.ids) == ids
+
+
+@given(st.lists(st.one_of(st.text(st.characters(codec="utf-8")), st.lists(st.integers(0, 9)))))
+def test_texts_keep_their_order_and_kind(texts: list[str | list[int]]) -> None:
+    inputs = classify_request(texts, None, None, None, None, False).inputs
+    assert [i.text if i.WhichOneof("input") == "text" else list(i.token_ids.ids) for i in inputs] == texts
+
+
+def test_one_text_needs_no_list() -> None:
+    assert [given.text for given in embed_request("hi", None, None, None, True).inputs] == ["hi"]
+    assert list(tokenize_request("hi", None, None, None, True).texts) == ["hi"]
+
+
+def test_classify_embed_tokenize_and_model_carry_their_settings() -> None:
+    classify = classify_request("a", "m", "2", "r", 3, True)
+    assert (classify.top_k, classify.truncate, classify.model.name, classify.request_id) == (3, True, "m", "r")
+    assert embed_request("a", None, None, None, True).truncate
+    tokenize = tokenize_request(["a"], None, None, None, False)
+    assert tokenize.HasField("add_special_tokens")
+    assert not tokenize.add_special_tokens
+    assert (get_model_request("m", "4").name, get_model_request("m", "4").version) == ("m", "4")
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "given"),
+    [
+        ({"top_k": -1}, "sampling.top_k", "-1"),
+        ({"seed": 2**64}, "sampling.seed", "18446744073709551616"),
+        ({"max_tokens": -5}, "stopping.max_tokens", "-5"),
+        ({"stop": ["\ud800"]}, "stopping.stop", "ud800"),
+        ({"prompt": [1, -2]}, "prompt.token_ids", "-2"),
+        ({"prompt": "\ud800"}, "prompt.text", "ud800"),
+    ],
+)
+def test_a_value_that_cannot_be_sent_is_refused_by_name(options: dict[str, Any], field: str, given: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        generate(**options)
+    assert caught.value.field == field
+    assert field in str(caught.value)
+    assert given in str(caught.value)
+
+
+def test_a_long_value_is_shown_in_short() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        generate([*range(1000), -1])
+    assert "[0, 1, 2" in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": "many"}, "sampling.top_k: has a wrong type, given 'many'"),
+        ({"topk": 1}, "generate.* has no option topk"),
+        ({"prompt": 5}, "prompt must be a text or a list of token ids, not 5"),
+        ({"prompt": ["a"]}, "prompt.token_ids: has a wrong type"),
+        ({"stop": [1]}, "stopping.stop: has a wrong type"),
+    ],
+)
+def test_a_wrong_type_is_a_type_error_that_names_it(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        generate(**options)
+
+
+def test_token_ids_of_one_text_are_a_list_in_a_list() -> None:
+    with pytest.raises(TypeError, match=r"inputs\[0\] must be a text or a list of token ids, not 1"):
+        embed_request(cast("Any", [1, 2]), None, None, None, False)
