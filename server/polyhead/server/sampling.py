@@ -146,9 +146,10 @@ def _candidates(weights: NDArray[np.float64], options: Sampling) -> NDArray[np.i
         ids = ids[: options.top_k]
     kept = weights[ids]
     before = np.cumsum(kept) - kept
-    inside = (before < options.top_p * kept.sum()) if options.top_k else (before < options.top_p * weights.sum())
+    total = kept.sum() if options.top_k else weights.sum()
+    inside: NDArray[np.bool_] = (before < options.top_p * total) & (kept >= options.min_p)
     inside[0] = True
-    return ids[inside & (kept >= options.min_p)]
+    return np.asarray(ids[inside])
 
 
 def _least_weight(weights: NDArray[np.float64], options: Sampling) -> float:

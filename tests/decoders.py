@@ -1,0 +1,78 @@
+"""A tiny decoder through the real exporter, for tests of the engine that need no bundle."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import onnx_ir as ir
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers
+
+from polyhead.export.to_onnx import export_decoder
+from polyhead.models.gpt import GPT, GPTConfig
+from polyhead.server.runtime import threads
+from polyhead.server.runtime.decoder import Decoder
+from polyhead.server.tokenizer import Tokenizer
+from polyhead.v1 import bundle_pb2
+
+VOCABULARY = 300
+CAPACITY = 256
+CHUNK = 16
+END = 299
+
+
+class SilentObserver:
+    """For engines nobody counts."""
+
+    def queue_size(self, requests: int) -> None: ...
+
+    def running(self, requests: int) -> None: ...
+
+    def ran(self, **_: Any) -> None: ...
+
+    def first_token(self, seconds: float) -> None: ...
+
+    def inter_token(self, seconds: float) -> None: ...
+
+
+@cache
+def tiny_gpt() -> GPT:
+    """Widths that no vector register divides, fewer key than query heads, and weights large enough for varied answers."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(VOCABULARY, CAPACITY, layers=2, heads=6, kv_heads=2, width=96, hidden=173)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    return model
+
+
+@cache
+def _graph() -> Path:
+    path = Path(mkdtemp(prefix="polyhead-test-")) / "decoder.onnx"
+    ir.save(export_decoder(tiny_gpt()), path)
+    return path
+
+
+def tiny_manifest() -> bundle_pb2.Bundle:
+    config = tiny_gpt().config
+    limits = bundle_pb2.Limits(max_tokens=CAPACITY, vocabulary_size=VOCABULARY, prefill_chunk=CHUNK)
+    slots = bundle_pb2.Cache(layers=config.layers, kv_heads=config.kv_heads, head_size=config.head_size, type="float")
+    return bundle_pb2.Bundle(task=bundle_pb2.TASK_GENERATE, limits=limits, cache=slots)
+
+
+def tiny_decoder(slots: int = 4) -> Decoder:
+    threads.configure(None)
+    return Decoder(_graph(), tiny_manifest(), slots=slots, capacity=CAPACITY)
+
+
+def byte_tokenizer(end: int | None = None) -> Tokenizer:
+    """One token a byte, and 44 more without text; `end` becomes the end token."""
+    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    library = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens([f"<{i}>" for i in range(len(vocabulary), VOCABULARY)])
+    return Tokenizer(library, bundle_pb2.Tokenizer(eos_token_ids=[] if end is None else [end]))

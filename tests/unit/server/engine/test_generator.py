@@ -1,0 +1,223 @@
+"""The generation engine on a real graph: answers, ends, and that neither traffic nor neighbours change a bit."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from polyhead.server.engine.generator import Generator
+from polyhead.server.engine.scheduler import GeneratorLimits
+from polyhead.server.engine.sequence import FinishReason, GenerationRequest, Sampling, Stopping, TokenLogprob
+from polyhead.server.errors import Overloaded, Unavailable
+from tests.decoders import CAPACITY, CHUNK, VOCABULARY, SilentObserver, byte_tokenizer, tiny_decoder, tiny_gpt
+
+GREEDY = Sampling(seed=0, temperature=0.0)
+
+
+class Whole(NamedTuple):
+    """An answer put together."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    reason: FinishReason | None
+
+
+def generator(slots: int = 4, end: int | None = None, **limits: int) -> Generator:
+    engine = Generator(tiny_decoder(slots), byte_tokenizer(end), GeneratorLimits(**limits), SilentObserver())
+    engine.start()
+    return engine
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Generator]:
+    engine = generator()
+    yield engine
+    engine.check_integrity()
+    engine.close()
+
+
+async def answer(engine: Generator, request: GenerationRequest) -> Whole:
+    pieces = [piece async for piece in engine.submit(request)]
+    return Whole(
+        tuple(i for p in pieces for i in p.token_ids),
+        "".join(p.text for p in pieces),
+        tuple(t for p in pieces for t in p.logprobs),
+        pieces[-1].finish_reason,
+    )
+
+
+def request(prompt: tuple[int, ...] = (5, 6, 7), sampling: Sampling = GREEDY, **stopping: object) -> GenerationRequest:
+    return GenerationRequest(prompt, sampling, replace(Stopping(max_tokens=12), **stopping))  # type: ignore[arg-type]
+
+
+REQUESTS = st.builds(
+    GenerationRequest,
+    prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3 * CHUNK + 2).map(tuple),
+    sampling=st.builds(
+        Sampling,
+        seed=st.integers(0, 2**64 - 1),
+        temperature=st.sampled_from([0.0, 0.8, 1.5]),
+        top_k=st.sampled_from([0, 10, 100, 200]),
+        top_p=st.sampled_from([0.8, 1.0]),
+        min_p=st.sampled_from([0.0, 0.02]),
+        repetition_penalty=st.sampled_from([1.0, 1.2]),
+    ),
+    stopping=st.builds(
+        Stopping,
+        max_tokens=st.integers(1, 24),
+        min_tokens=st.just(0),
+        stop=st.lists(st.text("abcdeé", min_size=1, max_size=2), max_size=2).map(tuple),
+    ),
+    logprobs=st.sampled_from([None, 0, 3]),
+)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    mix=st.lists(REQUESTS, min_size=2, max_size=9),
+    leavers=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 6)), max_size=3),
+)
+def test_an_answer_is_bit_for_bit_the_same_alone_and_in_any_traffic(
+    mix: list[GenerationRequest], leavers: list[tuple[int, int]]
+) -> None:
+    """Tokens, text and log-probabilities; `leavers` are requests besides that are cancelled after so many pieces."""
+
+    async def leave(engine: Generator, request: GenerationRequest, after: int) -> None:
+        answer = engine.submit(request)
+        for _ in range(after):
+            if await anext(answer, None) is None:
+                break
+        answer.cancel()
+
+    async def compare() -> None:
+        engine = generator(slots=3, prefill_budget_tokens=CHUNK)
+        alone = [await answer(engine, r) for r in mix]
+        crowd = [leave(engine, mix[i % len(mix)], after) for i, after in leavers]
+        together = await asyncio.gather(*(answer(engine, r) for r in mix), *crowd)
+        assert together[: len(mix)] == alone
+        await engine.drain()
+        engine.check_integrity()
+        engine.close()
+
+    asyncio.run(compare())
+
+
+async def test_greedy_text_is_what_torch_says(engine: Generator) -> None:
+    prompts = [tuple((7 * i + j) % VOCABULARY for j in range(n)) for i, n in enumerate((1, 2, 15, 16, 17, 50))]
+    answers = await asyncio.gather(*(answer(engine, request(p, max_tokens=24)) for p in prompts))
+    assert [list(a.token_ids) for a in answers] == [tiny_gpt().generate(list(p), 24) for p in prompts]
+
+
+async def test_logprobs_are_those_of_torch(engine: Generator) -> None:
+    prompt = (3, 1, 4, 1, 5)
+    whole = await answer(engine, GenerationRequest(prompt, GREEDY, Stopping(max_tokens=5), logprobs=2))
+    import torch
+
+    with torch.inference_mode():
+        expected = tiny_gpt()(torch.tensor([prompt + whole.token_ids]))[0].log_softmax(-1)
+    for i, entry in enumerate(whole.logprobs):
+        row = expected[len(prompt) - 1 + i]
+        assert entry.logprob == pytest.approx(row[entry.token_id].item(), abs=1e-4)
+        assert [t.token_id for t in entry.top] == row.topk(2).indices.tolist()
+
+
+async def test_an_end_token_ends_the_answer_and_has_no_text() -> None:
+    first = tiny_gpt().generate([5, 6, 7], 12)
+    engine = generator(end=first[4])
+    whole = await answer(engine, request())
+    assert (list(whole.token_ids), whole.reason) == (first[: first.index(first[4]) + 1], FinishReason.EOS)
+    ignoring = await answer(engine, request(ignore_eos=True))
+    assert (list(ignoring.token_ids), ignoring.reason) == (first, FinishReason.LENGTH)
+    engine.close()
+
+
+async def test_before_min_tokens_no_end_token_is_chosen() -> None:
+    first = tiny_gpt().generate([5, 6, 7], 12)
+    engine = generator(end=first[2])
+    whole = await answer(engine, request(min_tokens=8))
+    assert len(whole.token_ids) >= 8
+    assert first[2] not in whole.token_ids[:8]
+    engine.close()
+
+
+async def test_a_stop_string_ends_the_answer_before_its_first_character(engine: Generator) -> None:
+    whole = await answer(engine, request(max_tokens=60))
+    stop = whole.text[10:13]
+    stopped = await answer(engine, request(max_tokens=60, stop=(stop,)))
+    assert stopped.reason is FinishReason.STOP
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+
+
+async def test_a_cancelled_answer_frees_its_slot_for_who_waits(engine: Generator) -> None:
+    long = [engine.submit(request(max_tokens=200)) for _ in range(4)]
+    waiting = asyncio.ensure_future(answer(engine, request()))
+    await anext(long[0])
+    assert not waiting.done()
+    long[0].cancel()
+    assert (await waiting).reason is FinishReason.LENGTH
+    for other in long[1:]:
+        other.cancel()
+    await engine.drain()
+
+
+async def test_cancelling_twice_or_after_the_end_does_nothing(engine: Generator) -> None:
+    over = engine.submit(request(max_tokens=1))
+    assert [p.finish_reason async for p in over] == [FinishReason.LENGTH]
+    over.cancel()
+    over.cancel()
+    assert [p async for p in over] == []
+
+
+async def test_a_full_queue_rejects_at_once_and_says_when_to_come_back() -> None:
+    engine = generator(slots=1, max_queue_requests=1)
+    running = engine.submit(request(max_tokens=200))
+    await anext(running)
+    waiting = engine.submit(request(max_tokens=2))
+    with pytest.raises(Overloaded, match="1 requests are waiting, the limit is 1") as error:
+        engine.submit(request())
+    assert error.value.retry_after_seconds > 0
+    running.cancel()
+    assert [p async for p in waiting][-1].finish_reason is FinishReason.LENGTH
+    engine.check_integrity()
+    engine.close()
+
+
+async def test_a_draining_engine_answers_what_it_has_and_takes_no_more() -> None:
+    engine = generator()
+    running = asyncio.ensure_future(answer(engine, request(max_tokens=30)))
+    await asyncio.sleep(0)  # lets it submit
+    draining = asyncio.ensure_future(engine.drain())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="draining"):
+        engine.submit(request())
+    await draining
+    assert len((await running).token_ids) == 30
+    engine.close()
+
+
+async def test_closing_tells_everyone_who_still_waits() -> None:
+    engine = generator(slots=1)
+    answers = [engine.submit(request(max_tokens=200)) for _ in range(3)]
+    engine.close()
+    for unfinished in answers:
+        with pytest.raises(Unavailable, match="stops"):
+            _ = [p async for p in unfinished]
+
+
+async def test_a_step_that_fails_is_told_to_those_in_it_and_the_next_request_works(engine: Generator) -> None:
+    """An id over the vocabulary makes the graph itself fail, in the middle of the others' work."""
+    with pytest.raises(Exception, match="Gather"):
+        await answer(engine, request(prompt=(VOCABULARY + 5,)))
+    assert len((await answer(engine, request())).token_ids) == 12
+
+
+async def test_what_passes_the_capacity_is_refused(engine: Generator) -> None:
+    with pytest.raises(ValueError, match=f"a slot holds {CAPACITY}"):
+        engine.submit(request(prompt=(1,) * CAPACITY, max_tokens=1))
+    full = await answer(engine, request(prompt=(1,) * (CAPACITY - 1), max_tokens=1))
+    assert len(full.token_ids) == 1

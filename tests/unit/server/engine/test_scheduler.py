@@ -1,0 +1,121 @@
+"""The policy of the generation engine over slots of a memory that only remembers what was moved where."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyhead.server.engine.scheduler import GeneratorLimits, Scheduler
+from polyhead.server.engine.sequence import GenerationRequest, Sampling, Sequence, Stopping
+from polyhead.server.engine.slots import Slots
+from polyhead.server.errors import Overloaded
+
+CHUNK = 8
+
+
+class Ledger:
+    """A cache whose content is the name of the sequence that wrote it."""
+
+    def __init__(self, slots: int) -> None:
+        self.content: list[object] = [None] * slots
+
+    def move(self, source: int, target: int, length: int) -> None:
+        self.content[target] = self.content[source]
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        self.content[first], self.content[second] = self.content[second], self.content[first]
+
+
+def sequence(prompt: int) -> Sequence:
+    return Sequence(GenerationRequest((1,) * prompt, Sampling(seed=0), Stopping(max_tokens=4)), arrived=0.0)
+
+
+def scheduler(slots: int = 4, **limits: int) -> tuple[Scheduler, Slots, Ledger]:
+    ledger = Ledger(slots)
+    pool = Slots(slots, ledger)
+    return Scheduler(pool, GeneratorLimits(**limits), CHUNK), pool, ledger
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min_size=1, max_size=12),
+    st.lists(st.integers(0, 11), max_size=6),
+    st.integers(1, 4),
+    st.integers(1, 40),
+)
+def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_order(
+    arrivals: list[tuple[int, int]], leaving: list[int], slots: int, budget: int
+) -> None:
+    """Arrivals are (prompt tokens, answer tokens). Someone leaves in each of the first iterations."""
+    policy, pool, ledger = scheduler(slots, prefill_budget_tokens=budget)
+    sequences = [sequence(prompt) for prompt, _ in arrivals]
+    to_go = {s: answer for s, (_, answer) in zip(sequences, arrivals, strict=True)}
+    for s in sequences:
+        policy.add(s, 1.0)
+    begun: list[Sequence] = []
+    leavers = [sequences[i] for i in leaving if i < len(sequences)]
+    while policy.has_work:
+        if leavers:
+            leaver = leavers.pop()
+            if not policy.remove(leaver) and leaver.slot >= 0:
+                policy.finish(leaver)
+        spent = 0
+        while chunk := policy.next_chunk(spent):
+            assert chunk.start % CHUNK == 0
+            assert chunk.end - chunk.start <= CHUNK
+            assert spent == 0 or spent + chunk.end - chunk.start <= budget
+            if chunk.start == 0:
+                begun.append(chunk.sequence)
+            ledger.content[chunk.sequence.slot] = chunk.sequence
+            policy.prefilled(chunk)
+            spent += chunk.end - chunk.start
+        for s in list(pool.decoding):
+            assert ledger.content[s.slot] is s, "the cache moved without its sequence"
+            s.cached += 1
+            to_go[s] -= 1
+            if to_go[s] == 0:
+                policy.finish(s)
+        policy.check_integrity()
+    assert [sequences.index(s) for s in begun] == sorted(sequences.index(s) for s in begun)
+    assert pool.used == 0
+
+
+def test_the_queue_is_bounded_in_requests() -> None:
+    policy, _, _ = scheduler(max_queue_requests=2)
+    policy.add(sequence(1), 1.0)
+    policy.add(sequence(1), 1.0)
+    with pytest.raises(Overloaded, match="2 requests are waiting, the limit is 2") as error:
+        policy.add(sequence(1), 1.5)
+    assert error.value.retry_after_seconds == 1.5
+
+
+def test_the_queue_is_bounded_in_tokens_but_one_request_always_fits() -> None:
+    policy, _, _ = scheduler(max_queue_tokens=10)
+    policy.add(sequence(20), 1.0)
+    with pytest.raises(Overloaded, match="20 prompt tokens are waiting, 1 more would pass the limit of 10"):
+        policy.add(sequence(1), 1.0)
+
+
+def test_prefill_stops_at_the_budget_but_one_chunk_is_always_allowed() -> None:
+    policy, _, _ = scheduler(prefill_budget_tokens=1)
+    policy.add(sequence(20), 1.0)
+    chunk = policy.next_chunk(0)
+    assert chunk is not None
+    assert (chunk.start, chunk.end) == (0, CHUNK)
+    policy.prefilled(chunk)
+    assert policy.next_chunk(CHUNK) is None
+
+
+def test_a_full_pool_lets_the_next_request_wait_until_a_slot_is_free() -> None:
+    policy, pool, _ = scheduler(slots=1)
+    first, second = sequence(3), sequence(3)
+    policy.add(first, 1.0)
+    policy.add(second, 1.0)
+    chunk = policy.next_chunk(0)
+    assert chunk is not None
+    policy.prefilled(chunk)
+    assert policy.next_chunk(3) is None
+    assert (policy.waiting, pool.decoding) == (1, [first])
+    policy.finish(first)
+    following = policy.next_chunk(0)
+    assert following is not None
+    assert following.sequence is second

@@ -1,0 +1,130 @@
+"""Sampling: distributions, filters, and that no row's choice depends on its neighbours."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from polyhead.server.engine.sequence import Sampling
+from polyhead.server.sampling import MAX_GRAPH_TOP_K, TOP_K_SIZES, Row, choose, graph_top_k, uniform
+
+VOCABULARY = 400
+
+OPTIONS = st.builds(
+    Sampling,
+    seed=st.integers(0, 2**64 - 1),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 1, 5, 40, 200, 10_000]),
+    top_p=st.sampled_from([0.1, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+)
+
+
+def graph_output(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the graph's TopK gives: best first, equal values by lower id."""
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(logits, ids, axis=1), ids
+
+
+def row_of(options: Sampling, position: int = 7) -> Row:
+    return Row(options, position, seen=np.arange(3, 9) if options.repetition_penalty != 1.0 else None)
+
+
+def sample(rows: list[Row], logits: np.ndarray) -> list[int]:
+    return choose(rows, *graph_output(logits, graph_top_k(rows, 0)), logits)[0]
+
+
+def reference_weights(options: Sampling, logits: np.ndarray) -> np.ndarray:
+    """Probabilities after penalty, temperature, top-k, top-p and min-p, written one after the other for one row."""
+    scores = logits.astype(np.float64)
+    if options.repetition_penalty != 1.0:
+        seen = scores[3:9]
+        scores[3:9] = np.where(seen > 0, seen / options.repetition_penalty, seen * options.repetition_penalty)
+    weights = np.exp((scores - scores.max()) / options.temperature)
+    order = np.argsort(-weights, kind="stable")
+    keep = np.zeros(len(weights), bool)
+    keep[order[: options.top_k or None]] = True
+    weights = np.where(keep, weights, 0)
+    running = np.cumsum(weights[order])
+    keep[order[(running - weights[order] >= options.top_p * running[-1]) & (np.arange(len(order)) > 0)]] = False
+    keep &= weights >= options.min_p * weights.max()
+    kept: np.ndarray = np.where(keep, weights, 0)
+    return np.asarray(kept / kept.sum())
+
+
+@settings(deadline=None)
+@given(st.lists(OPTIONS, min_size=1, max_size=6), st.integers(0, 2**32))
+def test_a_row_gets_the_same_token_alone_and_among_others(options: list[Sampling], seed: int) -> None:
+    logits = np.random.default_rng(seed).normal(0, 3, (len(options), VOCABULARY)).astype(np.float32)
+    rows = [row_of(o, position=i) for i, o in enumerate(options)]
+    together = sample(rows, logits)
+    assert together == [sample([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
+
+
+@settings(deadline=None)
+@given(OPTIONS.filter(lambda o: o.temperature > 0), st.integers(0, 2**32))
+def test_a_token_that_the_filters_exclude_is_never_chosen(options: Sampling, seed: int) -> None:
+    logits = np.random.default_rng(seed).normal(0, 3, (1, VOCABULARY)).astype(np.float32)
+    weights = reference_weights(options, logits[0])
+    drawn = {sample([row_of(options, position)], logits)[0] for position in range(20)}
+    assert all(weights[token] > 0 for token in drawn)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Sampling(seed=1),
+        Sampling(seed=2, temperature=0.7, top_k=20),
+        Sampling(seed=3, temperature=1.5, top_k=300),
+        Sampling(seed=4, top_p=0.8),
+        Sampling(seed=5, top_k=30, top_p=0.7, min_p=0.05),
+        Sampling(seed=6, min_p=0.1),
+        Sampling(seed=7, repetition_penalty=1.5),
+    ],
+)
+def test_tokens_come_as_often_as_their_probability_says(options: Sampling) -> None:
+    """Chi-squared over 6,000 draws; a right sampler fails this for one seed in a thousand, and the seeds are fixed."""
+    logits = np.random.default_rng(0).normal(0, 2, (1, VOCABULARY)).astype(np.float32)
+    expected = reference_weights(options, logits[0]) * 6_000
+    counts = np.zeros(VOCABULARY)
+    for start in range(0, 6_000, 500):
+        rows = [row_of(options, position) for position in range(start, start + 500)]
+        np.add.at(counts, sample(rows, np.repeat(logits, 500, axis=0)), 1)
+    common = expected >= 5
+    observed = np.append(counts[common], counts[~common].sum())
+    wanted = np.append(expected[common], max(expected[~common].sum(), 1e-9))
+    assert counts[expected == 0].sum() == 0
+    assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-3
+
+
+def test_temperature_zero_takes_the_likeliest_token_and_the_lower_id_of_equals() -> None:
+    logits = np.zeros((1, VOCABULARY), np.float32)
+    logits[0, [17, 30]] = 5
+    assert sample([Row(Sampling(seed=0, temperature=0.0), 0)], logits) == [17]
+
+
+def test_a_banned_token_is_not_chosen_even_if_it_is_the_likeliest() -> None:
+    logits = np.random.default_rng(0).normal(size=(1, VOCABULARY)).astype(np.float32)
+    best, second = np.argsort(-logits[0])[:2]
+    row = Row(Sampling(seed=0, temperature=0.0), 0, banned=np.array([best]))
+    assert sample([row], logits) == [second]
+
+
+def test_uniform_numbers_are_uniform_and_differ_by_seed_sample_and_position() -> None:
+    rows = [Row(Sampling(seed=s), p, sample_index=i) for s in range(20) for i in range(10) for p in range(50)]
+    numbers = uniform(rows)
+    assert len(set(numbers.tolist())) == len(rows)
+    assert stats.kstest(numbers, "uniform").pvalue > 1e-3
+
+
+@given(st.lists(OPTIONS, min_size=1, max_size=5), st.integers(0, 20))
+def test_the_graph_is_asked_for_enough_candidates(options: list[Sampling], logprobs: int) -> None:
+    rows = [row_of(o) for o in options]
+    k = graph_top_k(rows, logprobs)
+    assert k in TOP_K_SIZES
+    assert k >= logprobs
+    assert all(
+        row.reads_logits or row.options.temperature == 0 or row.options.top_k <= k <= MAX_GRAPH_TOP_K for row in rows
+    )
