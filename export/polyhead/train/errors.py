@@ -19,5 +19,5 @@ class DataError(TrainError):
     pass
 
 
-class Interrupted(TrainError):  # noqa: N818 - somebody's wish, not a mistake
+class Interrupted(TrainError):
     exit_code = 130

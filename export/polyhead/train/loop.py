@@ -21,15 +21,23 @@ from types import FrameType
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
 from polyhead.models.checkpoint import save_checkpoint
 from polyhead.train.errors import Interrupted, TrainError, UsageError
 from polyhead.train.metrics import append_record, draw_curve, forget_after, read_records
 from polyhead.train.progress import ProgressReport, Status, make_report
 from polyhead.train.recipe import Recipe
-from polyhead.train.settings import LoopSettings, choose_device, choose_precision, learning_rate, make_optimizer
+from polyhead.train.settings import (
+    LoopSettings,
+    choose_device,
+    choose_precision,
+    learning_rate,
+    make_optimizer,
+    step_seed,
+)
 from polyhead.train.state import Best, State, load_state, restore_tensors, save_state
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 Resume = Literal["auto", "require", "restart"]
 """auto: go on where the folder's training has the same settings, begin where there is none. require: there must be one,
@@ -163,7 +171,7 @@ class Training:
         draw_curve(read_records(self.out / "metrics.jsonl"), self.out / "loss.png", self.recipe.deciding)
 
     def _take_step(self) -> None:
-        torch.manual_seed(_step_seed(self.settings.seed, self.step))  # dropout's, so that a resumed step repeats it
+        torch.manual_seed(step_seed(self.settings.seed, self.step))  # dropout's, so that a resumed step repeats it
         rate = learning_rate(self.settings, self.step, self.elapsed_seconds)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -268,11 +276,6 @@ class Window:
         self.loss_sum += loss
         self.steps += 1
         self.tokens += tokens
-
-
-def _step_seed(seed: int, step: int) -> int:
-    """One seed a step, none twice below 2^32 steps."""
-    return (seed << 32 | step) & 0x7FFF_FFFF_FFFF_FFFF
 
 
 @contextmanager

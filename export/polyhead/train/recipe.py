@@ -1,12 +1,13 @@
 """What a recipe gives the training loop."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from polyhead.models.checkpoint import CheckpointConfig
 from torch import Tensor, nn
+
+from polyhead.models.checkpoint import CheckpointConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Recipe(Protocol):
         """The batch of step 0, 1, …: a function of `step` (and the recipe's seed) alone."""
         ...
 
-    def loss(self, *tensors: Tensor) -> Tensor:
+    @property
+    def loss(self) -> Callable[..., Tensor]:
         """A batch's tensors, on the model's device -> scalar loss. Runs in training mode, under autocast."""
         ...
 

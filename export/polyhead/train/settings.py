@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from polyhead.train.errors import UsageError
 from torch import nn
+
+from polyhead.train.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ def learning_rate(settings: LoopSettings, step: int, elapsed_seconds: float) -> 
         progress = max(progress, elapsed_seconds / settings.max_seconds)
     low = settings.final_learning_rate
     return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """One seed a step, none twice below 2^32 steps."""
+    return (seed << 32 | step) & 0x7FFF_FFFF_FFFF_FFFF
 
 
 def make_optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:

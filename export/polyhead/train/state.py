@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from polyhead.train.errors import TrainError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from polyhead.train.errors import TrainError
 
 FORMAT_VERSION = 1
 

@@ -5,7 +5,7 @@ Special tokens have the first ids, in the order given.
 
 from collections.abc import Iterable, Sequence
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from polyhead.train.errors import UsageError
 
@@ -47,12 +47,11 @@ def train_bpe(
 def character_tokenizer(
     texts: Iterable[str], special_tokens: Sequence[str], begin: str | None = None, end: str | None = None
 ) -> Tokenizer:
-    """One token for each code point in the texts, and UNKNOWN, the last special token, for every other."""
-    characters = sorted(set().union(*map(set, texts)))
+    """One token for each code point in the texts, and UNKNOWN, the last special token, for every other: BPE without merges."""
+    characters = sorted(set().union(*texts))
     vocabulary = {token: id for id, token in enumerate([*special_tokens, UNKNOWN, *characters])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token=UNKNOWN, cache_capacity=0))
     tokenizer.add_special_tokens([*special_tokens, UNKNOWN])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     _put_around(tokenizer, begin, end)
     return tokenizer
@@ -62,8 +61,15 @@ def _put_around(tokenizer: Tokenizer, begin: str | None, end: str | None) -> Non
     tokens = [token for token in (begin, end) if token is not None]
     if tokens:
         template = [*([begin] if begin else []), "$A", *([end] if end else [])]
-        special = [(token, tokenizer.token_to_id(token)) for token in tokens]
+        special = [(token, token_id(tokenizer, token)) for token in tokens]
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Id of a token that must be in the vocabulary. Raises UsageError if it is not."""
+    if (id := tokenizer.token_to_id(token)) is None:
+        raise UsageError(f"the tokenizer has no token {token!r}")
+    return int(id)
 
 
 def encode_plain(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

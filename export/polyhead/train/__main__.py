@@ -1,0 +1,58 @@
+"""`polyhead train RECIPE`: each recipe is a module with `add_arguments(parser)` and `run(args) -> exit code`."""
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from importlib import import_module
+from typing import Protocol, cast
+
+from polyhead.train.errors import TrainError
+
+RECIPES = {
+    "gpt": "a decoder that continues text",
+    "classifier": "an encoder that tells which label a text has",
+    "embedder": "an encoder that puts texts of like meaning close together",
+}
+USAGE = "usage: polyhead train RECIPE [options]; polyhead train RECIPE --help lists them\n\nrecipes:\n" + "\n".join(
+    f"  {name:<12}{text}" for name, text in RECIPES.items()
+)
+
+
+class RecipeModule(Protocol):
+    __doc__: str | None
+
+    def add_arguments(self, parser: ArgumentParser) -> None: ...
+
+    def run(self, args: Namespace) -> int: ...
+
+
+def main(argv: list[str]) -> int:
+    """Run a recipe; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    if argv[0] not in RECIPES:
+        return _fail(f"no recipe {argv[0]!r}; there are {', '.join(RECIPES)}", 2)
+    try:
+        recipe = cast(RecipeModule, import_module(f"polyhead.train.{argv[0]}"))  # a module imports torch: only now
+        parser = ArgumentParser(
+            f"polyhead train {argv[0]}", description=recipe.__doc__, formatter_class=RawDescriptionHelpFormatter
+        )
+        recipe.add_arguments(parser)
+        return recipe.run(parser.parse_args(argv[1:]))
+    except SystemExit as exit:  # argparse: --help or wrong usage
+        return exit.code if isinstance(exit.code, int) else 2
+    except KeyboardInterrupt:
+        return _fail("interrupted before the first step", 130)
+    except TrainError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"polyhead train: {text}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
