@@ -9,19 +9,17 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
 from polyhead.export.attention import ROTARY_HEAD_MULTIPLE, CacheInputs, grouped_query_attention, padded_attention
+from polyhead.export.errors import ExportError
 from polyhead.models.encoder import Classifier, Embedder
 from polyhead.models.gpt import GPT
-from torch import Tensor, nn
 
 OPSET = 24
 """The first with attention over rows of different lengths; for the attention of 25 onnxruntime has no CPU kernel."""
 
 _BATCH, _SEQUENCE, _CAPACITY, _POSITIONS = (torch.export.Dim(n) for n in ("batch", "sequence", "capacity", "positions"))
-
-
-class ExportError(Exception):
-    """A model that can't be exported; the text says what is wrong and with what."""
 
 
 class DecoderGraph(nn.Module):

@@ -1,0 +1,76 @@
+"""`polyhead export CHECKPOINT --out MODELS/NAME`: write a verified bundle and show how far it is from torch."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from google.protobuf import json_format
+from rich.console import Console
+from rich.table import Table
+
+from polyhead.export.bundle import NAME
+from polyhead.export.errors import ExportError
+from polyhead.export.pipeline import export_checkpoint
+from polyhead.models.checkpoint import CheckpointError
+from polyhead.server.manifest import MANIFEST_FILE
+from polyhead.v1 import bundle_pb2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: written; 1: it failed, with a line that says why on standard error. Wrong usage exits with 2, as argparse does."""
+    arguments = _parser().parse_args(argv)
+    began = time.perf_counter()
+    try:
+        folder = export_checkpoint(arguments.checkpoint, arguments.out, arguments.version)
+    except (CheckpointError, ExportError) as error:
+        print(f"polyhead export: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    _report(folder, time.perf_counter() - began)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "polyhead export", description="Turn a checkpoint into a bundle that `polyhead serve` serves, and verify it."
+    )
+    parser.add_argument("checkpoint", type=Path, help="folder that `polyhead train` wrote", metavar="CHECKPOINT")
+    parser.add_argument(
+        "--out", type=_model, required=True, metavar="MODELS/NAME", help="the model, in a models folder"
+    )
+    parser.add_argument("--version", type=_version, metavar="N", help="1 or more; default: one after the newest")
+    return parser
+
+
+def _model(text: str) -> Path:
+    path = Path(text)
+    if not NAME.fullmatch(path.name):
+        raise argparse.ArgumentTypeError(f"NAME must match {NAME.pattern}, got {path.name!r}")
+    return path
+
+
+def _version(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _report(folder: Path, seconds: float) -> None:
+    manifest = json_format.ParseDict(json.loads((folder / MANIFEST_FILE).read_text("utf-8")), bundle_pb2.Bundle())
+    table = Table(
+        "compared with torch", "on", "error", "accepted", title=f"{folder.parent.name}, version {folder.name}"
+    )
+    for check in manifest.parity:
+        table.add_row(check.name, check.shape, f"{check.error:.1e}", f"{check.tolerance:.0e}")
+    console = Console()
+    console.print(table)
+    same = "the same" if manifest.traffic_independent else "NOT always the same"
+    megabytes = sum(file.size for file in manifest.files) / 1e6
+    console.print(f"A row's bits are {same} alone and among others.")
+    console.print(f"Wrote {folder} ({megabytes:.1f} MB) in {seconds:.1f} s.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""`MODEL.md`: what a person who finds a bundle wants to know of it."""
+
+from collections.abc import Iterable, Mapping
+
+from polyhead.models.checkpoint import CheckpointConfig
+from polyhead.v1 import bundle_pb2
+
+
+def model_card(name: str, version: str, manifest: bundle_pb2.Bundle, config: CheckpointConfig) -> str:
+    """Markdown, from the manifest and what the checkpoint says of its training."""
+    sizes = {
+        "task": config.task,
+        "architecture": config.architecture,
+        "parameters": f"{manifest.parameters:,}",
+        "longest input": f"{manifest.limits.max_tokens} tokens",
+        "vocabulary": f"{manifest.limits.vocabulary_size:,} tokens",
+        "same answer in any traffic": "yes" if manifest.traffic_independent else "no",
+    }
+    parity = [(c.name, c.shape, f"{c.error:.1e}", f"{c.tolerance:.0e}") for c in manifest.parity]
+    sections = [
+        f"# {name}, version {version}",
+        table(("", ""), sizes.items()),
+        section("Labels", [", ".join(manifest.labels)] if manifest.labels else []),
+        section("Quality", pairs(("measure", "on held-out data"), manifest.quality)),
+        section("Training", pairs(("", ""), config.training)),
+        section("torch against this graph", [table(("compared", "on", "error", "accepted"), parity)]),
+        section("Made with", pairs(("package", "version"), manifest.made_with)),
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def section(title: str, body: list[str]) -> str:
+    """Nothing where there is nothing to say."""
+    return "\n\n".join([f"## {title}", *body]) if body else ""
+
+
+def pairs(head: tuple[str, str], items: Mapping[str, object]) -> list[str]:
+    return [table(head, sorted(items.items()))] if items else []
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    lines = [list(head), *([escape(cell) for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escape(cell: object) -> str:
+    text = f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,203 @@
+"""torch against the exported graph, run by the very code that will serve it.
+
+Compared are logits and the caches behind them over prompts of many lengths, prefilled in chunks and decoded together;
+greedy tokens; probabilities and embeddings over padded batches. And every row is run again alone: whether it gets the
+same bits is what a bundle may promise as `traffic_independent`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyhead.export.parity import TOLERANCE, Difference, Floats, require_parity, worst_error
+from polyhead.models.attention import rotate, split_heads
+from polyhead.models.encoder import Classifier, Embedder
+from polyhead.models.gpt import GPT
+from polyhead.server.runtime.decoder import Decoder, StepOutput
+from polyhead.server.runtime.encoder import Encoder
+from polyhead.v1.bundle_pb2 import ParityCheck
+
+STEPS = 16
+"""Greedy tokens each row decodes."""
+
+TOP_K = 8
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found of a graph that agrees with torch."""
+
+    parity: tuple[ParityCheck, ...]
+    traffic_independent: bool
+    """Whether each row got the same bits alone as among others."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a graph made of one prompt: its last position and `steps` greedy tokens after it, N = 1 + steps positions."""
+
+    tokens: list[int]
+    """The prompt and all greedy tokens but the last."""
+    cache: Floats
+    """(2, layers, kv_heads, len(tokens), head_size)."""
+    topk_values: Floats  # (N, K)
+    topk_ids: NDArray[np.int64]  # (N, K)
+    logsumexp: Floats  # (N,)
+    logits: Floats  # (N, V)
+
+    def same_bits(self, other: "Answer") -> bool:
+        names = ("cache", "topk_values", "topk_ids", "logsumexp", "logits")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+
+def verify_decoder(model: GPT, decoder: Decoder) -> Verification:
+    """Compare a decoder with as many slots as `prompt_lengths` has prompts. Raises ParityError."""
+    lengths = prompt_lengths(decoder)
+    steps = min(STEPS, decoder.capacity - max(lengths))
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, decoder.vocabulary_size, length).tolist() for length in lengths]
+    together = answer(decoder, prompts, steps)
+    shape = f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens, {steps} steps"
+    parity = compare_decoder([reference(model, row.tokens, steps) for row in together], together, shape)
+    alone = [answer(decoder, [prompt], steps)[0] for prompt in prompts]
+    return Verification(parity, all(a.same_bits(b) for a, b in zip(alone, together, strict=True)))
+
+
+def prompt_lengths(decoder: Decoder) -> list[int]:
+    """As many as fit the decoder's slots, around the borders of chunks; each leaves room for an answer."""
+    chunk, longest = decoder.prefill_chunk, max(1, decoder.capacity - STEPS)
+    wanted = (1, 2, 3, 7, chunk - 1, chunk, chunk + 1, 2 * chunk + 3)
+    return sorted({max(1, min(length, longest)) for length in wanted})[: decoder.slots]
+
+
+def answer(decoder: Decoder, prompts: Sequence[list[int]], steps: int) -> list[Answer]:
+    """Prefill each prompt in chunks, in a slot of its own, then decode all of them together."""
+    rows = [list(prompt) for prompt in prompts]
+    last = [_copy(_prefill(decoder, slot, prompt)) for slot, prompt in enumerate(prompts)]
+    outputs = [_join(last, np.concatenate)]
+    for _ in range(steps):
+        for row, token in zip(rows, outputs[-1].topk_ids[:, 0], strict=True):
+            row.append(int(token))
+        past = np.array([len(row) - 1 for row in rows])
+        outputs.append(_copy(decoder.decode(np.array([row[-1] for row in rows]), past, TOP_K)))
+    steps_of_rows = _join(outputs, partial(np.stack, axis=1))  # (rows, 1 + steps, …)
+    return [
+        Answer(row, decoder.cached(i, len(row)).copy(), *(array[i] for array in _arrays(steps_of_rows)))
+        for i, row in enumerate(rows)
+    ]
+
+
+def _prefill(decoder: Decoder, slot: int, prompt: list[int]) -> StepOutput:
+    for start in range(0, len(prompt), decoder.prefill_chunk):
+        chunk = np.array(prompt[start : start + decoder.prefill_chunk])
+        output = decoder.prefill(slot, chunk, start, TOP_K)
+    return output
+
+
+def _arrays(output: StepOutput) -> tuple[NDArray[Any], ...]:
+    return output.topk_values, output.topk_ids, output.logsumexp, output.logits
+
+
+def _copy(output: StepOutput) -> StepOutput:
+    """The decoder's next call writes into the memory of this one's output."""
+    return StepOutput(*(array.copy() for array in _arrays(output)))
+
+
+def _join(outputs: Sequence[StepOutput], how: Callable[[Sequence[NDArray[Any]]], NDArray[Any]]) -> StepOutput:
+    return StepOutput(*(how(arrays) for arrays in zip(*map(_arrays, outputs), strict=True)))
+
+
+@torch.inference_mode()
+def reference(model: GPT, tokens: list[int], steps: int) -> tuple[Floats, Floats]:
+    """torch's logits (1 + steps, V) of the last positions and keys and values (2, layers, kv_heads, T, head_size)."""
+    config, T = model.config, len(tokens)
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys.append(rotate(split_heads(key, config.kv_heads), model.cosine[:T], model.sine[:T])[0])
+        values.append(split_heads(value, config.kv_heads)[0])
+        return model.attend(layer, query, key, value)
+
+    hidden = model.hidden_states(torch.tensor([tokens]), attend)[0, -1 - steps :]
+    return model.logits(hidden).numpy(), torch.stack((torch.stack(keys), torch.stack(values))).numpy()
+
+
+def compare_decoder(
+    expected: Sequence[tuple[Floats, Floats]], actual: Sequence[Answer], shape: str
+) -> tuple[ParityCheck, ...]:
+    """Rows as `reference` and as `answer` give them. Returns what the manifest says of it. Raises ParityError."""
+    pairs = list(zip(expected, actual, strict=True))
+    caches = _compare_caches([(cache, row.cache) for (_, cache), row in pairs])
+    logits = Difference("logits", worst_error((ours, row.logits) for (ours, _), row in pairs))
+    sums = Difference("logsumexp", worst_error((_logsumexp(ours), row.logsumexp) for (ours, _), row in pairs))
+    greedy = Difference("greedy tokens", float(np.mean([_wrong_tokens(ours, row) for (ours, _), row in pairs])), 0.0)
+    top_k = Difference("topk_values, topk_ids", float(np.mean([_wrong_top_k(row) for row in actual])), 0.0)
+    require_parity([*caches, logits, sums], shape)
+    require_parity([greedy, top_k], shape)
+    cache = Difference("present.key, present.value", max(difference.error for difference in caches))
+    return tuple(difference.check(shape) for difference in (logits, sums, cache, greedy, top_k))
+
+
+def _compare_caches(pairs: Sequence[tuple[Floats, Floats]]) -> list[Difference]:
+    """One for each tensor, in the order in which the model computes them."""
+    layers = len(pairs[0][0][0])
+    return [
+        Difference(f"present.{kind}.{layer}", worst_error((ours[i, layer], theirs[i, layer]) for ours, theirs in pairs))
+        for layer in range(layers)
+        for i, kind in enumerate(("key", "value"))
+    ]
+
+
+def _logsumexp(logits: Floats) -> Floats:
+    return torch.logsumexp(torch.from_numpy(logits), -1).numpy()
+
+
+def _wrong_tokens(expected: Floats, row: Answer) -> float:
+    """Share of the positions whose chosen token is less likely to torch than another by more than rounding explains."""
+    chosen = np.take_along_axis(expected, row.topk_ids[:, :1], -1)[:, 0]
+    return float(np.mean(expected.max(-1) - chosen > TOLERANCE * np.abs(expected).max(-1)))
+
+
+def _wrong_top_k(row: Answer) -> float:
+    """Share of the positions whose top-k is not that of the graph's own logits, equal ones by lower id."""
+    ids = np.argsort(-row.logits, axis=-1, kind="stable")[:, : row.topk_ids.shape[1]]
+    right = (ids == row.topk_ids) & (np.take_along_axis(row.logits, ids, -1) == row.topk_values)
+    return float(np.mean(~right.all(-1)))
+
+
+def verify_encoder(model: Classifier | Embedder, encoder: Encoder) -> Verification:
+    """Compare an encoder over padded batches with torch over single rows without padding. Raises ParityError."""
+    name = "probabilities" if isinstance(model, Classifier) else "embeddings"
+    random = np.random.default_rng(0)
+    grid = encoder.padded_lengths
+    checks: list[ParityCheck] = []
+    independent = True
+    for padded in sorted({grid[0], grid[len(grid) // 2], grid[-1]}):
+        shortest = max((length + 1 for length in grid if length < padded), default=1)
+        lengths = np.array([shortest, padded, *random.integers(shortest, padded + 1, 5)], np.int32)
+        ids = random.integers(0, model.config.vocabulary_size, (len(lengths), padded))
+        ids[np.arange(padded) >= lengths[:, None]] = encoder.pad_token_id
+        together = encoder.run(ids, lengths)
+        expected = [encode(model, row[:length]) for row, length in zip(ids, lengths, strict=True)]
+        shape = f"{len(lengths)} rows padded to {padded} tokens"
+        difference = Difference(name, worst_error(zip(expected, together, strict=True)))
+        require_parity([difference], shape)
+        checks.append(difference.check(shape))
+        alone = [encoder.run(ids[i : i + 1], lengths[i : i + 1])[0] for i in range(len(lengths))]
+        independent &= np.array_equal(alone, together)
+    return Verification(tuple(checks), independent)
+
+
+@torch.inference_mode()
+def encode(model: Classifier | Embedder, ids: NDArray[np.int64]) -> Floats:
+    """torch's probabilities or embedding of one row without padding."""
+    output: Tensor = model(torch.from_numpy(ids)[None], torch.tensor([len(ids)]))[0]
+    array: Floats = (output.softmax(-1) if isinstance(model, Classifier) else output).numpy()
+    return array
