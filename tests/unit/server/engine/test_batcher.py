@@ -146,13 +146,21 @@ def test_limits_below_one_are_refused(field: str) -> None:
         EncoderLimits(**values)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 10_000))
 def test_the_grid_ascends_and_ends_with_the_longest_input(max_tokens: int) -> None:
     grid = padded_lengths(max_tokens)
     assert grid == sorted(set(grid))
     assert grid[0] >= 1
     assert grid[-1] == max_tokens
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 10_000), st.data())
+def test_padding_adds_at_most_three_tokens_or_a_quarter(max_tokens: int, data: st.DataObject) -> None:
+    length = data.draw(st.integers(1, max_tokens))
+    padded = next(size for size in padded_lengths(max_tokens) if size >= length)
+    assert padded - length <= max(3, length / 4)
 
 
 class AnyTraffic(RuleBasedStateMachine):
