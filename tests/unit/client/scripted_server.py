@@ -56,6 +56,7 @@ class Script:
     requests: list[Any] = field(default_factory=list)
     streams_ended: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """Released once for each endless stream whose caller has left."""
+    released: bool = False
     arrival: threading.Condition = field(default_factory=threading.Condition)
 
     def begin(self, request: Any) -> Failure | None:
@@ -66,7 +67,14 @@ class Script:
 
     def wait_for_requests(self, count: int) -> None:
         with self.arrival:
-            assert self.arrival.wait_for(lambda: len(self.requests) >= count, timeout=10), "they never came"
+            came = self.arrival.wait_for(lambda: self.released or len(self.requests) >= count, timeout=10)
+        assert came, f"only {len(self.requests)} of {count} requests came"
+
+    def release(self) -> None:
+        """Lets go of everybody who waits for requests that will not come."""
+        with self.arrival:
+            self.released = True
+            self.arrival.notify_all()
 
 
 def abort(context: Any, failure: Failure) -> NoReturn:

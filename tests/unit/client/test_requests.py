@@ -1,7 +1,7 @@
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyhead.client import InvalidInput
@@ -61,6 +61,7 @@ def test_one_stop_string_needs_no_list() -> None:
     assert list(generate(stop="end").stopping.stop) == ["end"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1)))
 def test_a_prompt_may_be_token_ids_even_none_of_them(ids: list[int]) -> None:
     prompt = generate(ids).prompt
@@ -68,6 +69,7 @@ def test_a_prompt_may_be_token_ids_even_none_of_them(ids: list[int]) -> None:
     assert list(prompt.token_ids.ids) == ids
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.text(st.characters(codec="utf-8")), st.lists(st.integers(0, 9)))))
 def test_texts_keep_their_order_and_kind(texts: list[str | list[int]]) -> None:
     inputs = classify_request(texts, None, None, None, None, False).inputs

@@ -2,7 +2,7 @@ import math
 
 import grpc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyhead.client import InvalidInput, Overloaded, PolyheadError, RetryPolicy, Unavailable
@@ -13,6 +13,7 @@ def overloaded(retry_after: float | None = None) -> Overloaded:
     return Overloaded("full", code=grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=retry_after)
 
 
+@settings(deadline=None)
 @given(attempt=st.integers(1, 10_000), multiplier=st.floats(1, 100))
 def test_backoff_grows_to_its_limit_and_no_further(attempt: int, multiplier: float) -> None:
     policy = RetryPolicy(attempts=10_001, initial_backoff=0.1, multiplier=multiplier, max_backoff=5)
@@ -22,6 +23,7 @@ def test_backoff_grows_to_its_limit_and_no_further(attempt: int, multiplier: flo
     assert longest / 2 <= delay <= longest
 
 
+@settings(deadline=None)
 @given(attempt=st.integers(1, 100), retry_after=st.floats(0, 1000))
 def test_a_client_waits_at_least_as_long_as_the_server_asks(attempt: int, retry_after: float) -> None:
     delay = RetryPolicy(attempts=101).delay(overloaded(retry_after), attempt)

@@ -4,6 +4,7 @@ Exit codes: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C. An error is
 to do. Programs that read `--json` find one object a line.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default: the process's own) and returns its exit code; raises SystemExit as argparse does."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # text that a terminal can't show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in EXTRAS:
         return _guarded(lambda: run_extra(arguments[0], arguments[1:]))

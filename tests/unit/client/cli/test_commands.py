@@ -1,0 +1,324 @@
+"""The command line in this process, against a real server."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from polyhead.client import DEFAULT_TARGET
+from polyhead.client.cli import main
+from tests.unit.client.scripted_server import Failure, ScriptedServer, retry_info
+
+
+@pytest.fixture(autouse=True)
+def target(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYHEAD_TARGET", server.target)
+
+
+@pytest.fixture
+def feed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes bytes the standard input."""
+
+    def feed(data: bytes) -> None:
+        (tmp_path / "stdin").write_bytes(data)
+        monkeypatch.setattr(sys, "stdin", (tmp_path / "stdin").open())
+
+    return feed
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_generate_prints_the_text_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "one two"]) == 0
+    assert capsys.readouterr() == ("one two\n", "")
+
+
+def test_generate_says_on_a_terminal_how_it_went(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["generate", "one two", "--seed", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "one two\n"
+    assert err == "[generate 1: 2 tokens, 3.3 tokens/s, the first after 0.400 s; end: length; seed 3]\n"
+
+
+def test_generate_as_json_has_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--json", "--logprobs", "1", "é two"]) == 0
+    out = capsys.readouterr().out
+    (answer,) = objects(out)
+    assert "é" in out
+    assert (answer["text"], answer["token_ids"], answer["finish_reason"]) == ("é two", [0, 1], "length")
+    assert answer["logprobs"][0] == {
+        "token_id": 1,
+        "token": "é",
+        "logprob": -0.5,
+        "top": [{"token_id": 1, "token": "é", "logprob": -0.5}],
+    }
+    assert answer["usage"] == {"prompt_tokens": 2, "generated_tokens": 2}
+    assert all(name.endswith("_seconds") for name in answer["timing"])
+    assert (answer["seed"], answer["model"], answer["version"]) == (7, "generate", "1")
+
+
+def test_generate_sends_every_flag(server: ScriptedServer) -> None:
+    flags = (
+        "--model m --model-version 2 --temperature 0.5 --top-k 4 --top-p 0.25 --min-p 0.125 --repetition-penalty 1.5"
+    )
+    more = "--seed 9 --max-tokens 8 --min-tokens 2 --stop a --stop b --ignore-eos --logprobs 0"
+    assert main(["generate", *flags.split(), *more.split(), "hi"]) == 0
+    (request,) = server.script.requests
+    sampling, stopping = request.sampling, request.stopping
+    assert (request.model.name, request.model.version, request.logprobs) == ("m", "2", 0)
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.5, 4, 0.25, 0.125)
+    assert (sampling.repetition_penalty, sampling.seed) == (1.5, 9)
+    assert (stopping.max_tokens, stopping.min_tokens, list(stopping.stop), stopping.ignore_eos) == (
+        8,
+        2,
+        ["a", "b"],
+        True,
+    )
+
+
+def test_generate_leaves_to_the_server_what_is_not_said(server: ScriptedServer) -> None:
+    assert main(["generate", "hi"]) == 0
+    (request,) = server.script.requests
+    assert not any(request.HasField(name) for name in ("model", "sampling", "logprobs"))
+    assert not request.stopping.ignore_eos
+
+
+def test_several_prompts_are_told_apart_with_their_log_probabilities(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--logprobs", "1", "one", "two"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "==> one <==",
+        "one",
+        "  -0.5000  'one'             'one' -0.5000",
+        "",
+        "==> two <==",
+        "two",
+        "  -0.5000  'two'             'two' -0.5000",
+    ]
+
+
+def test_classify_aligns_labels_and_draws_bars_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["classify", "abcde"]) == 0
+    assert capsys.readouterr().out == "short  0.7500\nlong   0.2500\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["classify", "abcde", "--top-k", "1"]) == 0
+    assert capsys.readouterr().out == f"short  0.7500  {'█' * 18}\n"
+
+
+def test_classify_as_json_has_all_labels(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", "--json", "abcde"]) == 0
+    (answer,) = objects(capsys.readouterr().out)
+    assert answer["labels"] == [{"label": "short", "score": 0.75}, {"label": "long", "score": 0.25}]
+    assert set(answer["timing"]) == {"queue_seconds", "tokenize_seconds", "inference_seconds", "total_seconds"}
+    assert not server.script.requests[0].HasField("top_k")
+
+
+def test_embed_shows_dimensions_and_first_values_or_all_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", "abc"]) == 0
+    assert capsys.readouterr().out == "3 dimensions:  97.0000  98.0000  99.0000\n"
+    assert main(["embed", "--json", "abc", "d"]) == 0
+    assert [answer["embedding"] for answer in objects(capsys.readouterr().out)] == [[97.0, 98.0, 99.0], [100.0]]
+
+
+def test_truncate_is_sent(server: ScriptedServer) -> None:
+    assert main(["embed", "--truncate", "a"]) == main(["classify", "--truncate", "a"]) == 0
+    assert [request.truncate for request in server.script.requests] == [True, True]
+
+
+def test_tokenize_shows_ids_and_places(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenize", "a"]) == 0
+    assert capsys.readouterr().out == "       0        0:0  <s>\n      97        0:1  a\n"
+    assert main(["tokenize", "--no-special-tokens", "--json", "a"]) == 0
+    (answer,) = objects(capsys.readouterr().out)
+    assert answer["tokens"] == [{"id": 97, "token": "a", "start": 0, "end": 1}]
+
+
+def test_lines_of_standard_input_are_sent_concurrently_and_answered_in_order(
+    feed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is answered only when all four have come, so one after the other would never end."""
+    feed(b"after 4\nb\r\nc\n\xc3\xa9")
+    assert main(["embed", "--json", "-"]) == 0
+    embeddings = [answer["embedding"] for answer in objects(capsys.readouterr().out)]
+    assert embeddings == [[97.0, 102.0, 116.0], [98.0], [99.0], [233.0]]
+
+
+def test_concurrency_one_sends_one_at_a_time(
+    server: ScriptedServer, feed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(b"one\ntwo\nthree\n")
+    assert main(["generate", "--concurrency", "1", "-", "four"]) == 0
+    assert [request.prompt.text for request in server.script.requests] == ["one", "two", "three", "four"]
+    assert "==> three <==\nthree\n\n==> four <==\nfour\n" in capsys.readouterr().out
+
+
+def test_the_error_of_one_line_says_which_after_the_answers_before_it(
+    feed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(b"a\n\nc\n")
+    assert main(["embed", "--json", "-"]) == 1
+    out, err = capsys.readouterr()
+    assert len(objects(out)) == 1
+    assert err == "polyhead: input 2: inputs[0]: must not be empty\n"
+
+
+def test_standard_input_that_is_not_utf_8_is_refused(feed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    feed(b"Gr\xfc\xdfe\n")
+    assert main(["embed", "-"]) == 1
+    assert capsys.readouterr().err == (
+        "polyhead: standard input is not UTF-8 (byte 0xfc); convert it, for instance with iconv\n"
+    )
+
+
+def test_a_long_or_broken_title_is_one_short_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", "a\nb", "x" * 200]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("==>")]
+    assert titles == ["==> a b <==", f"==> {'x' * 75}… <=="]
+
+
+def test_models_is_a_table_with_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "NAME   VERSION  TASK      STATE   ARCHITECTURE  MAX TOKENS  LOADED IN",
+        "names  1        classify  ready   encoder       128         0.25 s",
+        "torn   2        -         failed  -             -           -",
+        "torn 2 failed: bundle.json: not JSON",
+    ]
+    assert main(["models", "--json"]) == 0
+    ready, failed = objects(capsys.readouterr().out)
+    assert (ready["task"], ready["max_tokens"], failed["reason"]) == ("classify", 128, "bundle.json: not JSON")
+
+
+def test_health_is_its_exit_code(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["health"]) == 0
+    server.health.set("names", health_pb2.HealthCheckResponse.NOT_SERVING)
+    assert main(["health", "--model", "names"]) == 1
+    assert main(["health", "--model", "names", "--json"]) == 1
+    assert capsys.readouterr().out == 'serving\nnot serving\n{"serving": false}\n'
+
+
+@pytest.mark.parametrize(
+    ("failure", "line"),
+    [
+        (Failure(grpc.StatusCode.INVALID_ARGUMENT, "top_p: 7"), "top_p: 7"),
+        (Failure(grpc.StatusCode.NOT_FOUND, "no model x"), "no model x; `polyhead models` lists what the server has"),
+        (
+            Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (retry_info(3600),)),
+            "full; try again in 3.6e+03 s, or send less at once (--concurrency)",
+        ),
+        (
+            Failure(grpc.StatusCode.DEADLINE_EXCEEDED),
+            "the answer was not complete in time; allow more seconds with --timeout",
+        ),
+        (
+            Failure(grpc.StatusCode.INTERNAL, "something\nbroke"),
+            "something broke; the server's log has more about request ID",
+        ),
+    ],
+)
+def test_a_failure_is_one_line_that_says_what_to_do(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str], failure: Failure, line: str
+) -> None:
+    server.script.failures.append(failure)
+    assert main(["generate", "a"]) == 1
+    (request,) = server.script.requests
+    assert capsys.readouterr() == ("", f"polyhead: {line.replace('ID', request.request_id)}\n")
+
+
+def test_an_error_does_not_continue_a_half_written_answer(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script.failures.append(Failure(grpc.StatusCode.UNAVAILABLE, "gone", after=1))
+    assert main(["generate", "one two"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "one\n"
+    assert err.startswith("polyhead: gone; check that a server runs there")
+
+
+def test_nobody_at_the_target_says_how_to_start_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["health", "--target", "127.0.0.1:1"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--target HOST:PORT, `polyhead serve`" in err
+
+
+def test_a_timeout_ends_the_call(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--timeout", "0.2", "--json", "endless"]) == 1
+    assert "--timeout" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([], "polyhead: the following arguments are required: COMMAND (see polyhead --help)"),
+        (["embed"], "polyhead embed: the following arguments are required: TEXT (see polyhead embed --help)"),
+        (["embed", "a", "--timeout", "0"], "must be a number of seconds above 0, not '0'"),
+        (["embed", "a", "--timeout", "soon"], "must be a number of seconds above 0, not 'soon'"),
+        (["embed", "a", "--concurrency", "0"], "must be a whole number, 1 or more, not '0'"),
+        (["generate", "a", "--top-k", "-1"], "must be a whole number, 0 or more, not '-1'"),
+        (["generate", "a", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_two(
+    argv: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert line in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (
+            "generate",
+            "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --min-tokens --stop",
+        ),
+        ("classify", "--top-k --truncate --model --model-version --concurrency"),
+        ("embed", "--truncate --json --target --timeout"),
+        ("tokenize", "--no-special-tokens"),
+        ("models", "--json --target --timeout"),
+        ("health", "--model --json"),
+    ],
+)
+def test_help_is_complete(command: str, flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert all(flag in out for flag in flags.split())
+    assert DEFAULT_TARGET in " ".join(out.split())
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    commands = ["generate", "classify", "embed", "tokenize", "models", "health", "train", "export", "serve"]
+    assert [name for name in commands if f"\n    {name} " not in out] == []
+
+
+def test_a_terminal_that_knows_neither_blocks_nor_accents_still_gets_its_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, encoding="ascii")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["classify", "abcde", "--top-k", "1"]) == 0
+    assert main(["generate", "é"]) == 0
+    assert written.getvalue() == b"short  0.7500\n\\xe9\n"

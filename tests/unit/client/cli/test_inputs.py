@@ -1,0 +1,65 @@
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyhead.client.cli.inputs import in_order
+
+
+async def each(texts: Sequence[str]) -> AsyncIterator[str]:
+    for text in texts:
+        yield text
+
+
+@settings(deadline=None)
+@given(turns=st.lists(st.integers(0, 5), max_size=12), limit=st.integers(1, 5))
+def test_answers_keep_the_order_of_their_inputs_and_never_exceed_the_limit(turns: list[int], limit: int) -> None:
+    """Each input says how many turns of the loop its answer takes."""
+    begun = read = most = 0
+
+    async def answer(text: str) -> AsyncIterator[str]:
+        nonlocal begun, most
+        begun += 1
+        most = max(most, begun - read)
+        for turn in range(int(text)):
+            await asyncio.sleep(0)
+            yield f"{text}.{turn}"
+
+    async def collect() -> list[tuple[str, list[str]]]:
+        nonlocal read
+        answers = []
+        async for text, parts in in_order(each([str(n) for n in turns]), answer, limit):
+            answers.append((text, [part async for part in parts]))
+            read += 1
+        return answers
+
+    assert asyncio.run(collect()) == [(str(n), [f"{n}.{turn}" for turn in range(n)]) for n in turns]
+    assert most <= limit
+
+
+async def test_an_error_comes_at_its_place() -> None:
+    async def answer(text: str) -> AsyncIterator[str]:
+        if text == "bad":
+            raise ValueError(text)
+        yield text
+
+    answers = in_order(each(["good", "bad", "good"]), answer, 3)
+    _, parts = await anext(answers)
+    assert [part async for part in parts] == ["good"]
+    _, parts = await anext(answers)
+    with pytest.raises(ValueError, match="bad"):
+        await anext(parts)
+
+
+async def test_an_error_of_the_inputs_comes_after_the_answers_before_it() -> None:
+    async def texts() -> AsyncIterator[str]:
+        yield "good"
+        raise ValueError("input")
+
+    answers = in_order(texts(), lambda text: each([text]), 3)
+    _, parts = await anext(answers)
+    assert [part async for part in parts] == ["good"]
+    with pytest.raises(ValueError, match="input"):
+        await anext(answers)
