@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from polyhead.server.engine.sequence import Sampling
 
 Floats = NDArray[np.floating[Any]]
+Ids = NDArray[np.int64]
 
 MAX_GRAPH_TOP_K = 128
 """Most candidates asked of the graph; a larger top_k reads the row of logits."""
@@ -23,8 +24,25 @@ MAX_GRAPH_TOP_K = 128
 TOP_K_SIZES = (1, 8, 32, MAX_GRAPH_TOP_K)
 """Sizes asked of the graph, so that few shapes occur."""
 
+_BLOCK = 256
+"""Tokens summed at once when one is drawn from the whole vocabulary."""
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """Changes to a row's logits before anything is chosen; each pair is (distinct token ids, value for each)."""
+
+    seen: Ids | None = None
+    """Tokens of prompt and answer, for the repetition penalty."""
+    added: tuple[Ids, Floats] | None = None
+    """Added to the logits: bias, and presence and frequency penalties as negative numbers."""
+    banned: Ids | None = None
+    """Must not be chosen."""
+    allowed: NDArray[np.bool_] | None = None
+    """(V,) or shorter: only these may be chosen."""
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One choice to make."""
 
@@ -32,17 +50,14 @@ class Row:
     position: int
     """Of the token to be chosen, from the prompt's first token on."""
     sample_index: int = 0
-    seen: NDArray[np.int64] | None = None
-    """Distinct tokens of prompt and answer so far; only if there is a repetition penalty."""
-    banned: NDArray[np.int64] | None = None
-    """Tokens that must not be chosen now."""
+    adjustment: Adjustment | None = None
 
     @property
     def reads_logits(self) -> bool:
         """Whether the choice needs the whole row of logits."""
-        o = self.options
-        free = o.temperature > 0 and not 0 < o.top_k <= MAX_GRAPH_TOP_K
-        return free or o.repetition_penalty != 1.0 or self.banned is not None
+        options = self.options
+        within_top_k = 0 < options.top_k <= MAX_GRAPH_TOP_K and options.typical_p == 1.0
+        return self.adjustment is not None or (options.temperature > 0 and not within_top_k)
 
 
 def graph_top_k(rows: Sequence[Row], logprobs: int) -> int:
@@ -53,9 +68,7 @@ def graph_top_k(rows: Sequence[Row], logprobs: int) -> int:
     return next(size for size in TOP_K_SIZES if size >= needed)
 
 
-def choose(
-    rows: Sequence[Row], topk_values: Floats, topk_ids: NDArray[np.int64], logits: Floats
-) -> tuple[list[int], list[float]]:
+def choose(rows: Sequence[Row], topk_values: Floats, topk_ids: Ids, logits: Floats) -> tuple[list[int], list[float]]:
     """One token for each row, and its logit (the model's own, before temperature, penalties and filters).
 
     topk_values and topk_ids (N, K) best first, logits (N, V); row i of each belongs to rows[i].
@@ -94,7 +107,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _sample_candidates(rows: Sequence[Row], values: Floats) -> NDArray[np.int64]:
+def _sample_candidates(rows: Sequence[Row], values: Floats) -> Ids:
     """The column chosen in each row of values (N, K), which are sorted best first; all rows have 0 < top_k <= K."""
     options = [row.options for row in rows]
     temperature = np.array([o.temperature for o in options])[:, None]
@@ -110,49 +123,62 @@ def _sample_candidates(rows: Sequence[Row], values: Floats) -> NDArray[np.int64]
 
 
 def _choose_from_logits(row: Row, logits: Floats) -> int:
-    """The token chosen from one row of logits (V,), in the order: penalty, ban, temperature, top-k, top-p, min-p."""
+    """The token chosen from one row of logits (V,): adjustments, temperature, top-k, top-p, min-p, typical, draw."""
     options = row.options
-    scores = _adjusted(row, logits)
+    scores = logits if row.adjustment is None else _adjusted(row.adjustment, options.repetition_penalty, logits)
     if options.temperature == 0:
         return int(scores.argmax())
-    weights = np.exp((scores - scores.max()) / options.temperature, dtype=np.float64)  # (V,), the best is 1
+    weights = np.exp((scores - scores.max()) / np.float32(options.temperature))  # (V,), the best is 1
     ids = _candidates(weights, options)
-    weights = weights if ids is None else weights[ids]
-    at = int(_pick(np.cumsum(weights)[None], uniform([row]))[0])
-    return at if ids is None else int(ids[at])
+    if ids is None:
+        return _pick_from_all(weights, float(uniform([row])[0]))
+    cumulative = np.cumsum(weights[ids], dtype=np.float64)
+    return int(ids[_pick(cumulative[None], uniform([row]))[0]])
 
 
-def _adjusted(row: Row, logits: Floats) -> Floats:
-    """Logits after the repetition penalty (Keskar et al. 2019, CTRL, section 4.1) and without banned tokens."""
-    penalty = row.options.repetition_penalty
-    if penalty == 1.0 and row.banned is None:
-        return logits
+def _adjusted(adjustment: Adjustment, penalty: float, logits: Floats) -> Floats:
+    """A copy of logits (V,) with the adjustment made."""
     scores = logits.copy()
-    if penalty != 1.0 and row.seen is not None:
-        seen = scores[row.seen]
-        scores[row.seen] = np.where(seen > 0, seen / penalty, seen * penalty)
-    if row.banned is not None:
-        scores[row.banned] = -np.inf
+    if adjustment.seen is not None:  # Keskar et al. 2019, CTRL, section 4.1
+        seen = scores[adjustment.seen]
+        scores[adjustment.seen] = np.where(seen > 0, seen / penalty, seen * penalty)
+    if adjustment.added is not None:
+        ids, values = adjustment.added
+        scores[ids] += values
+    if adjustment.banned is not None:
+        scores[adjustment.banned] = -np.inf
+    if (allowed := adjustment.allowed) is not None:
+        scores[: len(allowed)][~allowed] = -np.inf
+        scores[len(allowed) :] = -np.inf
     return scores
 
 
-def _candidates(weights: NDArray[np.float64], options: Sampling) -> NDArray[np.int64] | None:
-    """Ids that top-k, top-p and min-p leave over, best first; None if none of them is set."""
-    if options.top_k == 0 and options.top_p >= 1.0:
-        return np.flatnonzero(weights >= options.min_p) if options.min_p > 0 else None
+def _candidates(weights: Floats, options: Sampling) -> Ids | None:
+    """Ids that top-k, top-p, min-p and typical sampling leave over; None if none of them is set."""
+    ids: Ids | None = None
+    if options.top_k or options.top_p < 1.0:
+        ids = _best(weights, options)
+    elif options.min_p > 0:
+        ids = np.flatnonzero(weights >= options.min_p)
+    if options.typical_p < 1.0:
+        ids = _typical(weights, np.flatnonzero(weights) if ids is None else ids, options.typical_p)
+    return ids
+
+
+def _best(weights: Floats, options: Sampling) -> Ids:
+    """Ids inside top-k, top-p (Holtzman et al. 2020, section 3.1) and min-p (Nguyen et al. 2024), best first."""
     ids = np.flatnonzero(weights >= _least_weight(weights, options))
     ids = ids[np.argsort(-weights[ids], kind="stable")]
     if options.top_k:
         ids = ids[: options.top_k]
-    kept = weights[ids]
-    before = np.cumsum(kept) - kept
-    total = kept.sum() if options.top_k else weights.sum()
-    inside: NDArray[np.bool_] = (before < options.top_p * total) & (kept >= options.min_p)
+    kept = weights[ids].astype(np.float64)
+    total = kept.sum() if options.top_k else weights.sum(dtype=np.float64)
+    inside: NDArray[np.bool_] = (np.cumsum(kept) - kept < options.top_p * total) & (kept >= options.min_p)
     inside[0] = True
     return np.asarray(ids[inside])
 
 
-def _least_weight(weights: NDArray[np.float64], options: Sampling) -> float:
+def _least_weight(weights: Floats, options: Sampling) -> float:
     """A bound that no token inside top-k or top-p lies below, so that only few are sorted.
 
     Tokens below (1 - top_p) / V of the total weigh less than 1 - top_p of it together, so the others reach top_p.
@@ -160,13 +186,36 @@ def _least_weight(weights: NDArray[np.float64], options: Sampling) -> float:
     if options.top_k:
         rank = len(weights) - min(options.top_k, len(weights))
         return float(np.partition(weights, rank)[rank])
-    return float((1.0 - options.top_p) * weights.sum() / len(weights))
+    return float((1.0 - options.top_p) * weights.sum(dtype=np.float64) / len(weights))
 
 
-def _pick(cumulative: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.int64]:
+def _typical(weights: Floats, ids: Ids, typical_p: float) -> Ids:
+    """Of the ids, those whose surprise is nearest to the entropy, up to the mass typical_p (Meister et al. 2023, section 3)."""
+    probabilities = weights[ids].astype(np.float64)
+    probabilities /= probabilities.sum()
+    surprise = -np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    order = np.argsort(np.abs(surprise - (probabilities * surprise).sum()), kind="stable")
+    mass = np.cumsum(probabilities[order])
+    return np.asarray(ids[order[: int(np.searchsorted(mass, typical_p)) + 1]])
+
+
+def _pick(cumulative: NDArray[np.float64], u: NDArray[np.float64]) -> Ids:
     """(N, K) cumulative weights and (N,) numbers in [0, 1) -> the columns they fall into, never one of weight 0."""
     total = cumulative[:, -1]
     targets = np.minimum(u * total, np.nextafter(total, 0.0))  # rounding must not reach past the last
     return np.array(
         [np.searchsorted(row, t, side="right") for row, t in zip(cumulative, targets, strict=True)], np.int64
     )
+
+
+def _pick_from_all(weights: Floats, u: float) -> int:
+    """As `_pick` for one row (V,): finds the block first and then the token in it, which spares a running sum over all."""
+    whole = len(weights) // _BLOCK * _BLOCK
+    sums = weights[:whole].reshape(-1, _BLOCK).sum(axis=1, dtype=np.float32).astype(np.float64)
+    running = np.cumsum(np.append(sums, weights[whole:].sum(dtype=np.float64)))
+    block = int(_pick(running[None], np.array([u]))[0])
+    start = block * _BLOCK
+    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    already = running[block - 1] if block else 0.0
+    share = min(max((u * running[-1] - already) / (running[block] - already), 0.0), 1.0)
+    return start + int(_pick(inside[None], np.array([share]))[0])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from polyhead.server.engine.sequence import Sampling
-from polyhead.server.sampling import MAX_GRAPH_TOP_K, TOP_K_SIZES, Row, choose, graph_top_k, uniform
+from polyhead.server.sampling import MAX_GRAPH_TOP_K, TOP_K_SIZES, Adjustment, Row, choose, graph_top_k, uniform
 
 VOCABULARY = 400
 
@@ -18,6 +18,7 @@ OPTIONS = st.builds(
     top_k=st.sampled_from([0, 1, 5, 40, 200, 10_000]),
     top_p=st.sampled_from([0.1, 0.9, 1.0]),
     min_p=st.sampled_from([0.0, 0.05, 1.0]),
+    typical_p=st.sampled_from([1.0, 1.0, 0.5]),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
 )
 
@@ -29,7 +30,8 @@ def graph_output(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def row_of(options: Sampling, position: int = 7) -> Row:
-    return Row(options, position, seen=np.arange(3, 9) if options.repetition_penalty != 1.0 else None)
+    penalized = options.repetition_penalty != 1.0
+    return Row(options, position, adjustment=Adjustment(seen=np.arange(3, 9)) if penalized else None)
 
 
 def sample(rows: list[Row], logits: np.ndarray) -> list[int]:
@@ -51,7 +53,14 @@ def reference_weights(options: Sampling, logits: np.ndarray) -> np.ndarray:
     keep[order[(running - weights[order] >= options.top_p * running[-1]) & (np.arange(len(order)) > 0)]] = False
     keep &= weights >= options.min_p * weights.max()
     kept: np.ndarray = np.where(keep, weights, 0)
-    return np.asarray(kept / kept.sum())
+    probabilities = np.asarray(kept / kept.sum())
+    if options.typical_p < 1.0:
+        surprise = -np.log(np.where(probabilities > 0, probabilities, 1))
+        distance = np.where(probabilities > 0, np.abs(surprise - (probabilities * surprise).sum()), np.inf)
+        order = np.argsort(distance, kind="stable")
+        excluded = order[np.cumsum(probabilities[order]) - probabilities[order] >= options.typical_p]
+        probabilities[excluded] = 0
+    return np.asarray(probabilities / probabilities.sum())
 
 
 @settings(deadline=None)
@@ -82,6 +91,8 @@ def test_a_token_that_the_filters_exclude_is_never_chosen(options: Sampling, see
         Sampling(seed=5, top_k=30, top_p=0.7, min_p=0.05),
         Sampling(seed=6, min_p=0.1),
         Sampling(seed=7, repetition_penalty=1.5),
+        Sampling(seed=8, typical_p=0.6),
+        Sampling(seed=9, top_k=50, typical_p=0.8),
     ],
 )
 def test_tokens_come_as_often_as_their_probability_says(options: Sampling) -> None:
@@ -108,8 +119,19 @@ def test_temperature_zero_takes_the_likeliest_token_and_the_lower_id_of_equals()
 def test_a_banned_token_is_not_chosen_even_if_it_is_the_likeliest() -> None:
     logits = np.random.default_rng(0).normal(size=(1, VOCABULARY)).astype(np.float32)
     best, second = np.argsort(-logits[0])[:2]
-    row = Row(Sampling(seed=0, temperature=0.0), 0, banned=np.array([best]))
+    row = Row(Sampling(seed=0, temperature=0.0), 0, adjustment=Adjustment(banned=np.array([best])))
     assert sample([row], logits) == [second]
+
+
+def test_what_is_added_counts_before_the_choice_and_only_allowed_tokens_are_chosen() -> None:
+    logits = np.zeros((1, VOCABULARY), np.float32)
+    added = (np.array([3, 4]), np.array([2.0, 5.0], np.float32))
+    greedy = Sampling(seed=0, temperature=0.0)
+    assert sample([Row(greedy, 0, adjustment=Adjustment(added=added))], logits) == [4]
+    allowed = np.zeros(VOCABULARY - 7, bool)
+    allowed[[3, 50]] = True
+    free = [Row(Sampling(seed=0), p, adjustment=Adjustment(allowed=allowed)) for p in range(50)]
+    assert set(sample(free, np.repeat(logits, 50, axis=0))) == {3, 50}
 
 
 def test_uniform_numbers_are_uniform_and_differ_by_seed_sample_and_position() -> None:

@@ -22,7 +22,7 @@ from polyhead.server.engine.sequence import GenerationRequest, Sequence
 from polyhead.server.engine.slots import Slots
 from polyhead.server.errors import Unavailable
 from polyhead.server.runtime.decoder import Decoder, StepOutput
-from polyhead.server.sampling import choose, graph_top_k
+from polyhead.server.sampling import Row, choose, graph_top_k
 from polyhead.server.tokenizer import Tokenizer
 
 log = structlog.get_logger(__name__)
@@ -170,14 +170,15 @@ class Generator:
     def _prefill(self, chunk: Chunk) -> None:
         sequence, progress = chunk.sequence, self._progress[chunk.sequence]
         tokens = np.array(sequence.request.prompt[chunk.start : chunk.end], np.int64)
-        top_k = graph_top_k([progress.row()], sequence.request.logprobs or 0) if chunk.is_last else 1
+        choices = [progress.row()]
+        top_k = graph_top_k(choices, sequence.request.logprobs or 0) if chunk.is_last else 1
         began = self._clock()
         out = self._decoder.prefill(sequence.slot, tokens, chunk.start, top_k)
         padding = max(0, 2 - len(tokens))
         self._observer.ran(rows=1, tokens=len(tokens), padding=padding, seconds=self._clock() - began)
         self._scheduler.prefilled(chunk)
         if chunk.is_last:
-            self._advance([sequence], out)
+            self._advance([sequence], choices, out)
 
     def _decode(self, rows: list[Sequence]) -> None:
         choices = [self._progress[s].row() for s in rows]
@@ -189,15 +190,14 @@ class Generator:
         self._observer.ran(rows=len(rows), tokens=len(rows), padding=0, seconds=self._clock() - began)
         for sequence in rows:
             sequence.cached += 1
-        self._advance(rows, out)
+        self._advance(rows, choices, out)
 
-    def _advance(self, rows: list[Sequence], out: StepOutput) -> None:
-        """Choose and hand out the next token of each row; out's row i belongs to rows[i]."""
-        progress = [self._progress[s] for s in rows]
-        tokens, logits = choose([p.row() for p in progress], out.topk_values, out.topk_ids, out.logits)
+    def _advance(self, rows: list[Sequence], choices: list[Row], out: StepOutput) -> None:
+        """Make each row's choice and hand it out; row i of the output belongs to rows[i]."""
+        tokens, logits = choose(choices, out.topk_values, out.topk_ids, out.logits)
         now = self._clock()
-        for i, p in enumerate(progress):
-            sequence = p.sequence
+        for i, sequence in enumerate(rows):
+            p = self._progress[sequence]
             self._observe(sequence, now)
             piece = p.advance(tokens[i], p.logprob(tokens[i], logits[i], out, i))
             self._deliveries.append((self._answers[sequence], piece))

@@ -1,8 +1,6 @@
 """What a sequence's newly chosen token means for its answer: text, log-probabilities, and whether it ends."""
 
-import numpy as np
-from numpy.typing import NDArray
-
+from polyhead.server.engine.adjustments import Adjustments
 from polyhead.server.engine.sequence import FinishReason, Piece, Sequence, TokenLogprob
 from polyhead.server.engine.text import StopStrings, TextStream
 from polyhead.server.runtime.decoder import StepOutput
@@ -18,24 +16,18 @@ class Progress:
         self._tokenizer = tokenizer
         self._text = TextStream(tokenizer)
         self._stops = StopStrings(sequence.request.stopping.stop)
-        penalized = sequence.request.sampling.repetition_penalty != 1.0
-        self._seen: NDArray[np.int64] | None = None
-        if penalized:
-            self._seen = np.unique(np.array(sequence.request.prompt, np.int64))
-        self._end_tokens = np.array(sorted(tokenizer.eos_token_ids), np.int64)
+        self._adjustments = Adjustments(sequence, tokenizer.eos_token_ids)
 
     def row(self) -> Row:
         """The choice of the next token."""
-        sequence, stopping = self.sequence, self.sequence.request.stopping
-        early = len(sequence.tokens) < stopping.min_tokens and not stopping.ignore_eos and self._end_tokens.size
-        banned = self._end_tokens if early else None
-        return Row(sequence.request.sampling, sequence.position, seen=self._seen, banned=banned)
+        sequence = self.sequence
+        return Row(sequence.request.sampling, sequence.position, adjustment=self._adjustments.current())
 
     def advance(self, token: int, logprob: TokenLogprob | None) -> Piece:
         """Append a token; the piece says whether the answer ends with it."""
         sequence, stopping = self.sequence, self.sequence.request.stopping
         sequence.tokens.append(token)
-        self._remember(token)
+        self._adjustments.append(token)
         count = len(sequence.tokens)
         if token in self._tokenizer.eos_token_ids and not stopping.ignore_eos:
             text, reason = self._flush("")
@@ -57,10 +49,6 @@ class Progress:
         top = zip(out.topk_ids[row, :wanted].tolist(), out.topk_values[row, :wanted].tolist(), strict=True)
         alternatives = tuple(TokenLogprob(i, self._tokenizer.token(i), v - normalizer) for i, v in top)
         return TokenLogprob(token, self._tokenizer.token(token), logit - normalizer, alternatives)
-
-    def _remember(self, token: int) -> None:
-        if self._seen is not None and token not in self._seen:
-            self._seen = np.append(self._seen, token)
 
     def _filter(self, text: str) -> tuple[str, FinishReason | None]:
         """Text that may be sent, and STOP if a stop string was found and counts already."""
