@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from polyhead.server import ranges
 from polyhead.server.errors import BundleError, InvalidInput
 from polyhead.v1 import bundle_pb2
-from polyhead.v1.bundle_pb2 import TASK_CLASSIFY, TASK_EMBED, TASK_GENERATE, Task
+from polyhead.v1.bundle_pb2 import TASK_CLASSIFY, TASK_EMBED, TASK_GENERATE, Quantization
 
 MANIFEST_FILE = "bundle.json"
 SCHEMA_VERSION = 1
@@ -18,7 +18,9 @@ TensorType = tuple[str, tuple[str, ...]]
 def check_manifest(manifest: bundle_pb2.Bundle) -> None:
     """Raise BundleError, naming the field, unless the manifest is complete and free of contradictions."""
     if manifest.task not in GRAPH_OF_TASK:
-        refuse("task", f"must be one of generate, classify, embed; got {Task.Name(manifest.task)}")
+        refuse("task", f"must be one of generate, classify, embed; got {manifest.task or 'none'}")
+    if manifest.quantization not in Quantization.values()[1:]:
+        refuse("quantization", f"must be one of none, int8, int4; got {manifest.quantization or 'nothing'}")
     check_graphs(manifest)
     check_limits(manifest)
     check_tokenizer(manifest)

@@ -1,0 +1,126 @@
+"""GenerateRequest → GenerationRequest, and pieces → messages."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyhead.server.engine.sequence import FinishReason, Piece, Sampling, Stopping, TokenLogprob
+from polyhead.server.errors import InvalidInput
+from polyhead.server.loader import LiveModel
+from polyhead.server.ranges import SAMPLING
+from polyhead.server.rpc.generation import generation_request, message, sampling, stopping
+from polyhead.v1 import bundle_pb2
+from polyhead.v1 import inference_pb2 as pb
+from tests import bundles
+
+NO_DEFAULTS = bundle_pb2.SamplingDefaults()
+floats = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+def test_what_the_request_leaves_open_comes_from_the_bundle_else_from_the_contract() -> None:
+    defaults = bundle_pb2.SamplingDefaults(temperature=0.5, top_k=7)
+    chosen = sampling(pb.SamplingParameters(top_k=3, seed=1), defaults, 100)
+    assert chosen == Sampling(seed=1, temperature=0.5, top_k=3, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
+
+
+def test_a_value_of_zero_is_set_and_wins_over_the_bundle() -> None:
+    defaults = bundle_pb2.SamplingDefaults(temperature=0.5, top_k=7)
+    chosen = sampling(pb.SamplingParameters(temperature=0, top_k=0, seed=0), defaults, 100)
+    assert (chosen.temperature, chosen.top_k, chosen.seed) == (0, 0, 0)
+
+
+def test_without_a_seed_each_request_gets_its_own() -> None:
+    seeds = {sampling(pb.SamplingParameters(), NO_DEFAULTS, 100).seed for _ in range(20)}
+    assert len(seeds) == 20
+    assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+@given(st.sampled_from(sorted(SAMPLING.keys() - {"top_k"})), floats)
+def test_a_sampling_value_is_taken_exactly_if_it_is_in_range_and_else_refused_by_name(name: str, value: float) -> None:
+    given_ = pb.SamplingParameters()
+    setattr(given_, name, value)
+    limits = SAMPLING[name]
+    value = getattr(given_, name)
+    above_low = value > limits.low if limits.above else value >= limits.low
+    if math.isfinite(value) and above_low and value <= limits.high:
+        assert getattr(sampling(given_, NO_DEFAULTS, 100), name) == value
+    else:
+        with pytest.raises(InvalidInput, match=r"must be .*, got ") as error:
+            sampling(given_, NO_DEFAULTS, 100)
+        assert error.value.field == f"sampling.{name}"
+
+
+def test_a_top_k_beyond_the_vocabulary_means_all_of_it() -> None:
+    assert sampling(pb.SamplingParameters(top_k=2**32 - 1), NO_DEFAULTS, 100).top_k == 100
+
+
+@given(st.integers(1, 50), st.one_of(st.none(), st.integers(0, 80)), st.integers(0, 80), st.integers(1, 60))
+def test_an_answer_always_fits_what_the_slot_has_room_for(
+    room: int, max_tokens: int | None, min_tokens: int, default: int
+) -> None:
+    given_ = pb.StoppingCriteria(max_tokens=max_tokens, min_tokens=min_tokens)
+    wanted = min(default, room) if max_tokens is None else max_tokens
+    if not 1 <= wanted <= room:
+        with pytest.raises(InvalidInput, match=rf"stopping.max_tokens: must be 1 to {room} .*, got {wanted}"):
+            stopping(given_, room, 10, default)
+    elif min_tokens > wanted:
+        with pytest.raises(
+            InvalidInput, match=f"stopping.min_tokens: must be 0 to max_tokens {wanted}, got {min_tokens}"
+        ):
+            stopping(given_, room, 10, default)
+    else:
+        assert stopping(given_, room, 10, default) == Stopping(wanted, min_tokens)
+
+
+@pytest.mark.parametrize(
+    ("stop", "complaint"),
+    [
+        (["x"] * 17, "stopping.stop: must be at most 16 strings, got 17"),
+        (["x", ""], r"stopping.stop\[1\]: must have 1 to 256 characters, got 0"),
+        (["x" * 257], r"stopping.stop\[0\]: must have 1 to 256 characters, got 257"),
+    ],
+)
+def test_too_many_empty_and_too_long_stop_strings_are_refused(stop: list[str], complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        stopping(pb.StoppingCriteria(stop=stop), 10, 1, 5)
+
+
+def test_sixteen_stop_strings_of_256_characters_that_are_not_ascii_are_taken() -> None:
+    assert len(stopping(pb.StoppingCriteria(stop=["é" * 256] * 16), 10, 1, 5).stop) == 16
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(None, None), (0, 0), (20, 20)])
+def test_log_probabilities_are_sent_only_if_asked_for(
+    generator: LiveModel, asked: int | None, taken: int | None
+) -> None:
+    assert generation_request(pb.GenerateRequest(logprobs=asked), (1,), generator, 5).logprobs == taken
+
+
+def test_more_than_twenty_alternatives_are_refused(generator: LiveModel) -> None:
+    with pytest.raises(InvalidInput, match="logprobs: must be 0 to 20, got 21"):
+        generation_request(pb.GenerateRequest(logprobs=21), (1,), generator, 5)
+
+
+def test_the_room_for_an_answer_is_what_the_prompt_leaves_of_a_slot(generator: LiveModel) -> None:
+    request = pb.GenerateRequest(stopping=pb.StoppingCriteria(max_tokens=4))
+    capacity = bundles.GENERATOR_TOKENS
+    assert generation_request(request, (1,) * (capacity - 4), generator, 5).stopping.max_tokens == 4
+    with pytest.raises(
+        InvalidInput, match=rf"1 to 3 \(a slot's {capacity} tokens minus the prompt's {capacity - 3}\), got 4"
+    ):
+        generation_request(request, (1,) * (capacity - 3), generator, 5)
+
+
+def test_a_piece_becomes_a_message_with_all_it_has() -> None:
+    top = (TokenLogprob(8, "b", -0.25),)
+    piece = Piece("ab", (7,), (TokenLogprob(7, "a", -0.5, top),), FinishReason.STOP, 3)
+    expected = pb.GenerateResponse(
+        text="ab",
+        token_ids=[7],
+        logprobs=[pb.TokenLogprob(token_id=7, token="a", logprob=-0.5, top=[pb.TokenLogprob(token_id=8, token="b", logprob=-0.25)])],
+        finish_reason=pb.FINISH_REASON_STOP,
+        seed=5,
+    )  # fmt: skip
+    assert message(piece, seed=5) == expected
