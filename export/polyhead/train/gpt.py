@@ -70,11 +70,9 @@ class GPTSettings:
 PRESETS = {
     # Python from the standard library, in about a minute and a half on two cores.
     "demo": GPTSettings(
-        tokenizer="bpe", vocabulary=2048, context=256, batch_size=8, layers=4, heads=4, kv_heads=2, width=192,
-        dropout=0.0, prompt="def ",
-        loop=LoopSettings(
-            steps=450, learning_rate=3e-3, warmup_steps=40, beta2=0.95, eval_every=150
-        ),
+        tokenizer="bpe", vocabulary=2048, context=256, batch_size=4, layers=4, heads=4, kv_heads=2, width=128, dropout=0.0,
+        evaluation_tokens=32_768, prompt="def ",
+        loop=LoopSettings(steps=1000, learning_rate=4e-3, warmup_steps=50, beta2=0.98, eval_every=250),
     ),
     # nanoGPT's setting for a CPU: its size, context, batch and steps.
     "char-small": GPTSettings(
@@ -195,7 +193,7 @@ class GPTRecipe:
         """Mean loss a token over held-out windows that do not overlap, its exponential, and the loss in bits a byte of text."""
         windows = spread_windows(self.held_out_tokens, self.settings.context, self.settings.evaluation_tokens)
         total = 0.0
-        for batch in torch.split(windows, 64):
+        for batch in torch.split(windows, 16):
             total += float(self.loss(batch[:, :-1].to(device), batch[:, 1:].to(device))) * len(batch)
         loss = total / len(windows)
         tokens_a_byte = len(self.held_out_tokens) / sum(len(text.encode()) for text in self.corpus.held_out)

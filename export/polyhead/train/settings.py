@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
 
 import torch
@@ -68,8 +69,8 @@ def learning_rate(settings: LoopSettings, step: int, elapsed_seconds: float) -> 
 
 
 def step_seed(seed: int, step: int) -> int:
-    """One seed a step, none twice below 2^32 steps."""
-    return (seed << 32 | step) & 0x7FFF_FFFF_FFFF_FFFF
+    """A seed for each step. Hashed, because torch's generator on a CPU looks at the lower 32 bits alone."""
+    return int.from_bytes(blake2b(f"{seed} {step}".encode(), digest_size=7).digest(), "little")
 
 
 def make_optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
