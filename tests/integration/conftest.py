@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-import structlog
 
 from polyhead.server.app import App, serve
 from polyhead.server.config import Settings
@@ -44,12 +43,6 @@ class Running:
 
 
 Start = Callable[..., Awaitable[Running]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def silence() -> None:
-    """The server in this process logs into the void, so that a test sees only what it calls; `capture_logs` still works."""
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
 
 
 @pytest.fixture(scope="session")

@@ -55,10 +55,9 @@ class App:
         """Say that we stop, refuse new calls, and wait for those that run, up to `drain_seconds`."""
         await self._status.enter_graceful_shutdown()
         log.info("draining", at_most_seconds=self.settings.drain_seconds)
-        try:
-            async with asyncio.timeout(self.settings.drain_seconds):
-                await asyncio.gather(self._calls.drain(), self.repository.drain())
-        except TimeoutError:
+        ends = [asyncio.create_task(end) for end in (self._calls.drain(), self.repository.drain())]
+        _, running = await asyncio.wait(ends, timeout=self.settings.drain_seconds)
+        if running:
             log.warning("calls still run and will be cut", after_seconds=self.settings.drain_seconds)
 
 
