@@ -39,12 +39,17 @@ def choose_target(out: Path, version: int | None) -> Path:
 
 @contextmanager
 def half_written(target: Path) -> Iterator[Path]:
-    """A hidden folder on the target's file system, which the server ignores; gone afterwards, whatever happens."""
+    """A hidden folder on the target's file system, which the server ignores; gone afterwards, whatever happens.
+
+    Raises ExportError for what the disk or the server's own checks have against what is written there.
+    """
     models = target.parent.parent
     folder = models / f".{target.parent.name}-{target.name}.{os.getpid()}"
     try:
         folder.mkdir(parents=True)
         yield folder
+    except BundleError as error:
+        raise ExportError(f"the server would refuse this bundle: {error}") from error
     except OSError as error:
         raise ExportError(f"{error.filename or models}: {error.strerror or error}") from error
     finally:
@@ -62,11 +67,8 @@ def write_manifest(folder: Path, manifest: bundle_pb2.Bundle) -> None:
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Read the bundle as the server would, make it durable, and give it its name. Raises ExportError."""
-    try:
-        read_bundle(folder)
-    except BundleError as error:
-        raise ExportError(f"the server would refuse this bundle: {error}") from error
+    """Read the bundle as the server would, make it durable, and give it its name. Raises BundleError, ExportError."""
+    read_bundle(folder)
     for path in (*folder.iterdir(), folder):
         flush(path)
     target.parent.mkdir(exist_ok=True)

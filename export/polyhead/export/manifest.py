@@ -27,14 +27,14 @@ TASKS: Final = {
 MAKERS = ("polyhead", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "tokenizers")
 
 
-def make_manifest(model: Model, config: CheckpointConfig, tokenizer_json: str, graph: ir.Model) -> bundle_pb2.Bundle:
-    """Everything but files and measurements. Raises ExportError where model, labels and tokenizer contradict each other."""
+def make_manifest(model: Model, config: CheckpointConfig, tokenizer_json: str) -> bundle_pb2.Bundle:
+    """Everything but graphs, files and measurements. Raises ExportError where model, labels and tokenizer contradict each other."""
     sizes = model.config
     manifest = bundle_pb2.Bundle(
         schema_version=SCHEMA_VERSION,
         task=TASKS[config.task],
         architecture=config.architecture,
-        tokenizer=_tokenizer(config.special_tokens, tokenizer_json, sizes.vocabulary_size),
+        tokenizer=tokenizer_entry(config.special_tokens, tokenizer_json, sizes.vocabulary_size),
         limits=bundle_pb2.Limits(max_tokens=sizes.max_tokens, vocabulary_size=sizes.vocabulary_size),
         quantization=bundle_pb2.QUANTIZATION_NONE,
         quality=config.quality,
@@ -46,7 +46,6 @@ def make_manifest(model: Model, config: CheckpointConfig, tokenizer_json: str, g
         _add_decoder(manifest, model)
     else:
         _add_encoder(manifest, model, config.labels)
-    manifest.graphs.append(_graph("decoder" if isinstance(model, GPT) else "encoder", graph))
     return manifest
 
 
@@ -73,7 +72,8 @@ def _add_encoder(manifest: bundle_pb2.Bundle, model: Classifier | Embedder, labe
     manifest.labels.extend(labels)
 
 
-def _tokenizer(special: SpecialTokens, tokenizer_json: str, vocabulary_size: int) -> bundle_pb2.Tokenizer:
+def tokenizer_entry(special: SpecialTokens, tokenizer_json: str, vocabulary_size: int) -> bundle_pb2.Tokenizer:
+    """The special tokens by id. Raises ExportError if one is missing or the tokenizer doesn't fit the model."""
     try:
         tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises bare Exception
@@ -96,7 +96,8 @@ def _tokenizer(special: SpecialTokens, tokenizer_json: str, vocabulary_size: int
     )
 
 
-def _graph(name: str, graph: ir.Model) -> bundle_pb2.Graph:
+def graph_entry(name: str, graph: ir.Model) -> bundle_pb2.Graph:
+    """A graph that will be the file `NAME.onnx`, with its signature."""
     return bundle_pb2.Graph(
         name=name,
         file=f"{name}.onnx",

@@ -1,12 +1,13 @@
 """From a checkpoint or a model to a verified bundle."""
 
+from contextlib import closing
 from pathlib import Path
 
 import onnx_ir as ir
 
 from polyhead.export.bundle import choose_target, half_written, publish, write_manifest
 from polyhead.export.card import model_card
-from polyhead.export.manifest import TOKENIZER_FILE, make_manifest
+from polyhead.export.manifest import TOKENIZER_FILE, graph_entry, make_manifest
 from polyhead.export.to_onnx import export_decoder, export_encoder
 from polyhead.export.verify import Verification, verify_decoder, verify_encoder
 from polyhead.models.checkpoint import CheckpointConfig, CheckpointError, Model, load_checkpoint
@@ -44,10 +45,11 @@ def export_model(
     target = choose_target(out, version)
     model = model.cpu().float().eval()
     with half_written(target) as folder:
+        manifest = make_manifest(model, config, tokenizer_json)
         graph = export_decoder(model) if isinstance(model, GPT) else export_encoder(model)
-        manifest = make_manifest(model, config, tokenizer_json, graph)
-        file = manifest.graphs[0].file
-        ir.save(graph, folder / file, external_data=f"{file}.data")
+        entry = graph_entry("decoder" if isinstance(model, GPT) else "encoder", graph)
+        manifest.graphs.append(entry)
+        ir.save(graph, folder / entry.file, external_data=f"{entry.file}.data")
         (folder / TOKENIZER_FILE).write_text(tokenizer_json, "utf-8")
         verification = verify(model, folder, manifest)
         manifest.parity.extend(verification.parity)
@@ -62,15 +64,10 @@ def verify(model: Model, folder: Path, manifest: bundle_pb2.Bundle) -> Verificat
     """Open the graph in `folder` as the server will and compare it with the model. Raises ParityError, BundleError."""
     bundle = Bundle(folder, manifest)
     if isinstance(model, GPT):
-        decoder = Decoder(bundle.graph, manifest, slots=VERIFIED_ROWS, capacity=manifest.limits.max_tokens)
-        try:
+        slots, capacity = VERIFIED_ROWS, manifest.limits.max_tokens
+        with closing(Decoder(bundle.graph, manifest, slots=slots, capacity=capacity)) as decoder:
             bundle.check_signature(*decoder.signature)
             return verify_decoder(model, decoder)
-        finally:
-            decoder.close()
-    encoder = Encoder(bundle.graph, manifest)
-    try:
+    with closing(Encoder(bundle.graph, manifest)) as encoder:
         bundle.check_signature(*encoder.signature)
         return verify_encoder(model, encoder)
-    finally:
-        encoder.close()

@@ -96,7 +96,7 @@ def answer(decoder: Decoder, prompts: Sequence[list[int]], steps: int) -> list[A
 def _prefill(decoder: Decoder, slot: int, prompt: list[int]) -> StepOutput:
     for start in range(0, len(prompt), decoder.prefill_chunk):
         chunk = np.array(prompt[start : start + decoder.prefill_chunk])
-        output = decoder.prefill(slot, chunk, start, TOP_K)
+        output = decoder.append(slot, chunk, start, TOP_K)
     return output
 
 
