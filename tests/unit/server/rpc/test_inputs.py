@@ -80,6 +80,13 @@ async def test_texts_and_ids_may_be_mixed_and_keep_their_order(embedder: LiveMod
     assert rows == [[7], cat, [8, 9]]
 
 
+@pytest.mark.parametrize("count", [1, 4, 400])
+async def test_few_and_many_texts_become_the_same_tokens(embedder: LiveModel, count: int) -> None:
+    texts = [f"the cat {n}" for n in range(count)]
+    rows = await input_tokens([pb.Input(text=text) for text in texts], embedder, truncate=False, max_inputs=count)
+    assert rows == [embedder.tokenizer.encode(text) for text in texts]
+
+
 async def test_truncate_cuts_what_is_too_long_and_nothing_else(embedder: LiveModel) -> None:
     text = "zyx " * 40
     full = embedder.tokenizer.encode(text)
