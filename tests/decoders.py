@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from polyhead.export.to_onnx import export_decoder
 from polyhead.models.gpt import GPT, GPTConfig
+from polyhead.server.constraints import GrammarCompiler
 from polyhead.server.runtime import threads
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.tokenizer import Tokenizer
@@ -63,16 +64,28 @@ def tiny_manifest() -> bundle_pb2.Bundle:
     return bundle_pb2.Bundle(task=bundle_pb2.TASK_GENERATE, limits=limits, cache=slots)
 
 
-def tiny_decoder(slots: int = 4) -> Decoder:
+def tiny_decoder(slots: int = 4, prefix_slots: int = 0) -> Decoder:
     threads.configure(None)
-    return Decoder(_graph(), tiny_manifest(), slots=slots, capacity=CAPACITY)
+    return Decoder(_graph(), tiny_manifest(), slots=slots, capacity=CAPACITY, prefix_slots=prefix_slots)
 
 
 def byte_tokenizer(end: int | None = None) -> Tokenizer:
     """One token a byte, and 44 more without text; `end` becomes the end token."""
+    return Tokenizer(_byte_library(), bundle_pb2.Tokenizer(eos_token_ids=[] if end is None else [end]))
+
+
+@cache
+def byte_grammars() -> GrammarCompiler:
+    """For the byte tokenizer, with END as its end token."""
+    path = Path(mkdtemp(prefix="polyhead-test-")) / "tokenizer.json"
+    _byte_library().save(str(path))
+    return GrammarCompiler(path, VOCABULARY, frozenset({END}))
+
+
+def _byte_library() -> tokenizers.Tokenizer:
     vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     library = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens([f"<{i}>" for i in range(len(vocabulary), VOCABULARY)])
-    return Tokenizer(library, bundle_pb2.Tokenizer(eos_token_ids=[] if end is None else [end]))
+    return library

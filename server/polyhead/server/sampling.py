@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.server.engine.sequence import Sampling
+from polyhead.server.engine.sequence import GenerationRequest, Sampling
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
@@ -55,17 +55,20 @@ class Row:
     @property
     def reads_logits(self) -> bool:
         """Whether the choice needs the whole row of logits."""
-        options = self.options
-        within_top_k = 0 < options.top_k <= MAX_GRAPH_TOP_K and options.typical_p == 1.0
-        return self.adjustment is not None or (options.temperature > 0 and not within_top_k)
+        return self.adjustment is not None or (self.options.temperature > 0 and not _lives_on_top_k(self.options))
 
 
-def graph_top_k(rows: Sequence[Row], logprobs: int) -> int:
-    """How many candidates to ask of the graph: enough for every row that lives on them and for the alternatives reported."""
-    needed = max(
-        [logprobs, 1, *(row.options.top_k for row in rows if row.options.temperature > 0 and not row.reads_logits)]
-    )
+def graph_top_k(requests: Sequence[GenerationRequest]) -> int:
+    """How many candidates to ask of the graph: enough for who is sampled from them and for the alternatives reported."""
+    needed = 1
+    for request in requests:
+        own = request.sampling.top_k if _lives_on_top_k(request.sampling) else 0
+        needed = max(needed, own, request.logprobs or 0, request.prompt_logprobs or 0)
     return next(size for size in TOP_K_SIZES if size >= needed)
+
+
+def _lives_on_top_k(options: Sampling) -> bool:
+    return options.temperature > 0 and 0 < options.top_k <= MAX_GRAPH_TOP_K and options.typical_p == 1.0
 
 
 def choose(rows: Sequence[Row], topk_values: Floats, topk_ids: Ids, logits: Floats) -> tuple[list[int], list[float]]:

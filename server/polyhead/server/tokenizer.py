@@ -41,7 +41,7 @@ class Tokenizer:
             raise BundleError(f"{path.name}: not a tokenizer: {error}") from error
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return self._library.encode(text, add_special_tokens=add_special_tokens).ids  # type: ignore[no-any-return]
+        return self._library.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         encodings = self._library.encode_batch(list(texts), add_special_tokens=add_special_tokens)
@@ -57,4 +57,4 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""
-        return self._library.decode(list(token_ids), skip_special_tokens=True)  # type: ignore[no-any-return]
+        return self._library.decode(list(token_ids), skip_special_tokens=True)

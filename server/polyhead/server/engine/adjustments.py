@@ -1,6 +1,7 @@
 """What a request's penalties, biases and bans mean for its next logits, kept up to date token by token."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polyhead.server.engine.sequence import Sequence
 from polyhead.server.sampling import Adjustment, Ids
@@ -32,10 +33,19 @@ class Adjustments:
             return None
         return Adjustment(seen, added, banned)
 
+    def within(self, allowed: NDArray[np.bool_]) -> Adjustment:
+        """For the next token, of which a grammar allows only some: a ban on all of these does not count."""
+        current = self.current() or Adjustment()
+        if current.banned is not None:
+            left = allowed.copy()
+            left[current.banned[current.banned < len(left)]] = False
+            allowed = left if left.any() else allowed
+        return Adjustment(current.seen, current.added, None, allowed)
+
     def _penalized(self) -> Ids | None:
         return None if self._seen is None else np.fromiter(self._seen, np.int64, len(self._seen))
 
-    def _added(self) -> tuple[Ids, np.ndarray[tuple[int], np.dtype[np.float32]]] | None:
+    def _added(self) -> tuple[Ids, NDArray[np.float32]] | None:
         """Bias, less presence penalty once and frequency penalty each time for what the answer has already."""
         presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
         added = dict(self._bias)

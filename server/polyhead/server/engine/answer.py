@@ -1,4 +1,4 @@
-"""The asyncio end of an answer: pieces come from the engine's thread and are awaited in the caller's event loop."""
+"""The asyncio end of a request: pieces come from the engine's thread and are awaited in the caller's event loop."""
 
 import asyncio
 from collections import deque
@@ -9,13 +9,14 @@ from polyhead.server.engine.sequence import Piece
 
 
 class Answer:
-    """Iterate over it with `async for`. Ends after the piece with a finish reason; raises what the engine met instead of one."""
+    """Iterate over it with `async for`. Ends when every sample had its last piece; raises what the engine met instead."""
 
-    def __init__(self, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, on_cancel: Callable[[], None], samples: int = 1) -> None:
         self.loop = asyncio.get_running_loop()
         self._on_cancel = on_cancel
         self._arrived: deque[Piece | BaseException] = deque()
         self._changed = asyncio.Event()
+        self._unfinished = samples
         self._over = False
 
     def cancel(self) -> None:
@@ -41,19 +42,18 @@ class Answer:
         return self._take()
 
     def _take(self) -> Piece:
-        """All that has arrived, as one piece: a slow reader gets fewer and larger ones."""
-        pieces: list[Piece] = []
-        while self._arrived:
-            item = self._arrived.popleft()
-            if isinstance(item, BaseException):
-                if pieces:  # first what came before it
-                    self._arrived.appendleft(item)
-                    break
-                self._over = True
-                raise item
-            pieces.append(item)
-        self._over = pieces[-1].finish_reason is not None
-        return pieces[0] if len(pieces) == 1 else _merge(pieces)
+        """What has arrived of one sample, as one piece: a slow reader gets fewer and larger ones."""
+        item = self._arrived.popleft()
+        if isinstance(item, BaseException):
+            self._over = True
+            raise item
+        pieces = [item]
+        while self._arrived and isinstance(more := self._arrived[0], Piece) and more.sample_index == item.sample_index:
+            pieces.append(more)
+            self._arrived.popleft()
+        self._unfinished -= pieces[-1].finish_reason is not None
+        self._over = self._unfinished == 0
+        return item if len(pieces) == 1 else _merge(pieces)
 
 
 def _merge(pieces: list[Piece]) -> Piece:
@@ -62,6 +62,7 @@ def _merge(pieces: list[Piece]) -> Piece:
         text="".join(p.text for p in pieces),
         token_ids=tuple(i for p in pieces for i in p.token_ids),
         logprobs=tuple(t for p in pieces for t in p.logprobs),
+        prompt_logprobs=pieces[0].prompt_logprobs,
     )
 
 

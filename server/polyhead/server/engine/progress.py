@@ -1,7 +1,14 @@
 """What a sequence's newly chosen token means for its answer: text, log-probabilities, and whether it ends."""
 
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
 from polyhead.server.engine.adjustments import Adjustments
-from polyhead.server.engine.sequence import FinishReason, Piece, Sequence, TokenLogprob
+from polyhead.server.engine.sequence import Counts, FinishReason, Piece, Sequence, TokenLogprob
+from polyhead.server.engine.speculation import PromptLookup
 from polyhead.server.engine.text import StopStrings, TextStream
 from polyhead.server.runtime.decoder import StepOutput
 from polyhead.server.sampling import Row
@@ -12,43 +19,96 @@ class Progress:
     """Turns one sequence's tokens into pieces. Owned by the engine's thread."""
 
     def __init__(self, sequence: Sequence, tokenizer: Tokenizer) -> None:
+        request = sequence.request
         self.sequence = sequence
         self._tokenizer = tokenizer
         self._text = TextStream(tokenizer)
-        self._stops = StopStrings(sequence.request.stopping.stop)
+        self._stops = StopStrings(request.stopping.stop)
         self._adjustments = Adjustments(sequence, tokenizer.eos_token_ids)
+        self._matcher = request.grammar.matcher() if request.grammar else None
+        self._mask: Future[NDArray[np.bool_]] | None = None
+        self._lookup = PromptLookup(request.prompt) if request.prompt_lookup else None
+        self._guesses: list[int] = []
+        self._right = 0  # of these
+        self._drafted = self._accepted = 0
+        self._prompt_logprobs: list[TokenLogprob] = []
+
+    def prepare(self, executor: Executor) -> None:
+        """Before a step: begin to compute what the grammar allows after it, while the model runs."""
+        if self._matcher is not None:
+            self._mask = executor.submit(self._matcher.allowed)
 
     def row(self) -> Row:
         """The choice of the next token."""
-        sequence = self.sequence
-        return Row(sequence.request.sampling, sequence.position, adjustment=self._adjustments.current())
+        sequence, adjustment = self.sequence, self._adjustments.current()
+        if self._matcher is not None:
+            allowed = self._mask.result() if self._mask else self._matcher.allowed()
+            adjustment = self._adjustments.within(allowed)
+        return Row(sequence.request.sampling, sequence.position, sequence.sample_index, adjustment)
 
     def advance(self, token: int, logprob: TokenLogprob | None) -> Piece:
         """Append a token; the piece says whether the answer ends with it."""
         sequence, stopping = self.sequence, self.sequence.request.stopping
         sequence.tokens.append(token)
-        self._adjustments.append(token)
-        count = len(sequence.tokens)
+        self._follow(token)
         if token in self._tokenizer.eos_token_ids and not stopping.ignore_eos:
             text, reason = self._flush("")
             reason = reason or FinishReason.EOS
         else:
             text, reason = self._filter(self._text.push(token))
-            if reason is None and count >= stopping.max_tokens:
+            if reason is None and len(sequence.tokens) >= stopping.max_tokens:
                 text, reason = self._flush(text)
                 reason = reason or FinishReason.LENGTH
-        logprobs = () if logprob is None else (logprob,)
-        return Piece(text, (token,), logprobs, reason, count, sequence.times() if reason else None)
+        piece = Piece(text, (token,), () if logprob is None else (logprob,), reason, sample_index=sequence.sample_index)
+        if len(sequence.tokens) == 1 and self._prompt_logprobs:
+            piece = replace(piece, prompt_logprobs=tuple(self._prompt_logprobs))
+        return replace(piece, times=sequence.times(), counts=self._counts()) if reason else piece
+
+    def draft(self, room: int) -> list[int]:
+        """Guesses of the next tokens, at most `room`; empty for who did not ask for them."""
+        self._guesses = self._lookup.draft(room) if self._lookup else []
+        self._right = 0
+        self._drafted += len(self._guesses)
+        return self._guesses
+
+    def verified(self) -> None:
+        """The guesses were checked: what follows the first wrong one no longer counts."""
+        if self._lookup:
+            self._lookup.learn(len(self._guesses), self._right)
+        self._guesses = []
 
     def logprob(self, token: int, logit: float, out: StepOutput, row: int) -> TokenLogprob | None:
         """Of a chosen token and its likeliest alternatives, from a step's output; None if the request asks for none."""
         wanted = self.sequence.request.logprobs
-        if wanted is None:
-            return None
+        return None if wanted is None else self._token_logprob(token, logit, out, row, wanted)
+
+    def add_prompt_logprobs(self, tokens: tuple[int, ...], out: StepOutput) -> None:
+        """Of the prompt's next tokens: row i of the output belongs to the position before tokens[i]."""
+        wanted = self.sequence.request.prompt_logprobs or 0
+        for i, token in enumerate(tokens):
+            entry = self._token_logprob(token, float(out.logits[i, token]), out, i, wanted)
+            self._prompt_logprobs.append(entry)
+
+    def _token_logprob(self, token: int, logit: float, out: StepOutput, row: int, wanted: int) -> TokenLogprob:
         normalizer = float(out.logsumexp[row])
         top = zip(out.topk_ids[row, :wanted].tolist(), out.topk_values[row, :wanted].tolist(), strict=True)
         alternatives = tuple(TokenLogprob(i, self._tokenizer.token(i), v - normalizer) for i, v in top)
         return TokenLogprob(token, self._tokenizer.token(token), logit - normalizer, alternatives)
+
+    def _follow(self, token: int) -> None:
+        self._adjustments.append(token)
+        self._mask = None
+        if self._right < len(self._guesses) and self._guesses[self._right] == token:
+            self._right += 1
+            self._accepted += 1
+        if self._matcher is not None:
+            self._matcher.consume(token)
+        if self._lookup is not None:
+            self._lookup.append(token)
+
+    def _counts(self) -> Counts:
+        sequence = self.sequence
+        return Counts(len(sequence.tokens), sequence.cached_prompt, self._drafted, self._accepted)
 
     def _filter(self, text: str) -> tuple[str, FinishReason | None]:
         """Text that may be sent, and STOP if a stop string was found and counts already."""

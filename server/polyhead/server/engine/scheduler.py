@@ -1,13 +1,15 @@
 """What the generation engine does next: pure policy, without tensors, threads or time.
 
-Requests wait in one queue, first come, first served, bounded in requests and in prompt tokens. An iteration spends at most a
-budget of tokens on prefill before all decoding rows advance by one token together, so a long prompt cannot stall other people's
-answers for longer than the budget takes. Chunks of a prompt start at multiples of a fixed length: they depend on the request alone.
+Requests wait in one queue, by priority and then first come, first served, bounded in requests and in prompt tokens. An iteration
+spends at most a budget of tokens on prefill before all decoding rows advance by one token together, so a long prompt cannot stall
+other people's answers for longer than the budget takes. Chunks of a prompt start at multiples of a fixed length: they depend on
+the request alone.
 """
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
 
+from polyhead.server.engine.prefixes import PrefixCache
 from polyhead.server.engine.sequence import Sequence
 from polyhead.server.engine.slots import Slots
 from polyhead.server.errors import Overloaded
@@ -41,11 +43,12 @@ class Chunk:
 class Scheduler:
     """Owns the queue and decides who is prefilled; slots own the rows that decode. Not thread-safe."""
 
-    def __init__(self, slots: Slots, limits: GeneratorLimits, chunk_tokens: int) -> None:
+    def __init__(self, slots: Slots, prefixes: PrefixCache, limits: GeneratorLimits, chunk_tokens: int) -> None:
         self._slots = slots
+        self._prefixes = prefixes
         self._limits = limits
         self._chunk_tokens = chunk_tokens
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[Sequence] = []
         self._waiting_tokens = 0
         self.prefilling: Sequence | None = None
 
@@ -57,18 +60,23 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._waiting or self.prefilling or self._slots.decoding)
 
+    @property
+    def admitted(self) -> list[Sequence]:
+        """Everyone who holds a slot."""
+        prefilling = [self.prefilling, *self.prefilling.siblings] if self.prefilling else []
+        return [*prefilling, *self._slots.decoding]
+
     def add(self, sequence: Sequence, retry_after_seconds: float) -> None:
         """Queue a request. Raises Overloaded if that would overshoot a bound; a lone request always fits in tokens."""
         limits, tokens = self._limits, len(sequence.request.prompt)
-        if len(self._waiting) >= limits.max_queue_requests:
+        if self.waiting >= limits.max_queue_requests:
             raise Overloaded(
-                f"{len(self._waiting)} requests are waiting, the limit is {limits.max_queue_requests}",
-                retry_after_seconds,
+                f"{self.waiting} requests are waiting, the limit is {limits.max_queue_requests}", retry_after_seconds
             )
         if self._waiting and self._waiting_tokens + tokens > limits.max_queue_tokens:
-            text = f"{self._waiting_tokens} prompt tokens are waiting, {tokens} more would pass the limit of {limits.max_queue_tokens}"
-            raise Overloaded(text, retry_after_seconds)
-        self._waiting.append(sequence)
+            bound = f"{tokens} more would pass the limit of {limits.max_queue_tokens}"
+            raise Overloaded(f"{self._waiting_tokens} prompt tokens are waiting, {bound}", retry_after_seconds)
+        insort(self._waiting, sequence, key=lambda s: -s.request.priority)
         self._waiting_tokens += tokens
 
     def remove(self, sequence: Sequence) -> bool:
@@ -91,30 +99,45 @@ class Scheduler:
         return Chunk(sequence, start, end)
 
     def prefilled(self, chunk: Chunk) -> None:
-        """A chunk is in the cache; after the last one the sequence decodes."""
-        chunk.sequence.cached = chunk.end
+        """A chunk is in the cache; after the last one the sequence and its siblings decode."""
+        sequence = chunk.sequence
+        sequence.cached = chunk.end
         if chunk.is_last:
             self.prefilling = None
-            self._slots.promote(chunk.sequence)
+            self._prefixes.keep(sequence.request.prompt, sequence.slot)
+            self._slots.promote(sequence)
+            for sibling in sequence.siblings:
+                self._slots.fork(sequence, sibling)
 
-    def finish(self, sequence: Sequence) -> None:
-        """An admitted sequence ends, for whatever reason: free its slot."""
-        if self.prefilling is sequence:
-            self.prefilling = None
-        self._slots.release(sequence)
+    def finish(self, sequence: Sequence) -> list[Sequence]:
+        """An admitted sequence ends, for whatever reason: free its slot, and with a prompt's those of all its samples.
+
+        Returns those who are gone.
+        """
+        leader = self.prefilling
+        if leader and sequence in (leader, *leader.siblings):
+            self.prefilling, gone = None, [leader, *leader.siblings]
+        else:
+            gone = [sequence]
+        for one in gone:
+            self._slots.release(one)
+        return gone
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if an idle engine still holds anything."""
+        """Raises AssertionError if the queue is miscounted or an idle engine still holds a slot."""
         assert self._waiting_tokens == sum(len(s.request.prompt) for s in self._waiting), "waiting tokens miscounted"
         self._slots.check_integrity()
         if not self.has_work:
             assert self._slots.used == 0, f"{self._slots.used} slots are in use by nobody"
 
     def _admit(self) -> Sequence | None:
-        """Move the oldest waiting request into a free slot."""
-        if not self._waiting or not self._slots.free:
+        """Give the first waiting request a slot for each of its samples, if there are enough."""
+        if not self._waiting or self._slots.free < self._waiting[0].request.samples:
             return None
-        self.prefilling = sequence = self._waiting.popleft()
+        self.prefilling = sequence = self._waiting.pop(0)
         self._waiting_tokens -= len(sequence.request.prompt)
-        self._slots.acquire(sequence)
+        for sample in (sequence, *sequence.siblings):
+            self._slots.acquire(sample)
+        if sequence.request.prompt_logprobs is None:  # those need every position computed
+            sequence.cached = sequence.cached_prompt = self._prefixes.restore(sequence.request.prompt, sequence.slot)
         return sequence

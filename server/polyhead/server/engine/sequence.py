@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from polyhead.server.constraints import Grammar
+
 
 class FinishReason(Enum):
     """Why an answer ended."""
@@ -50,6 +52,16 @@ class GenerationRequest:
     stopping: Stopping
     logprobs: int | None = None
     """How many alternatives to report beside each token's log-probability; None reports nothing."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens."""
+    samples: int = 1
+    """Independent answers, at most as many as there are slots; the prompt is prefilled once for all."""
+    grammar: Grammar | None = None
+    """What every answer must match."""
+    prompt_lookup: bool = False
+    """Guess next tokens from what stands in prompt and answer (speculative decoding)."""
+    priority: int = 0
+    """Higher waits less; equals are served in the order they came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +87,31 @@ class GenerationTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """What an answer took."""
+
+    generated_tokens: int
+    cached_prompt_tokens: int = 0
+    """Prompt tokens that were copied from the prefix cache instead of being computed."""
+    drafted_tokens: int = 0
+    """Tokens guessed by prompt lookup."""
+    accepted_tokens: int = 0
+    """Guesses that were right."""
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step added to an answer. The last piece of an answer has `finish_reason` and `times`."""
+    """What one step added to an answer. The last piece of an answer has `finish_reason`, `times` and `counts`."""
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
-    generated_tokens: int = 0
-    """So far, this piece included."""
     times: GenerationTimes | None = None
+    counts: Counts | None = None
+    sample_index: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """In the first piece, if asked for: of the prompt's second token and those after it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -94,10 +121,15 @@ class Sequence:
     request: GenerationRequest
     arrived: float
     """Clock of the submission, in seconds; so are the other times."""
+    sample_index: int = 0
+    siblings: tuple["Sequence", ...] = ()
+    """Of the first sample: those that continue the same prompt."""
     tokens: list[int] = field(default_factory=list)
     """Generated so far."""
     cached: int = 0
     """Tokens in its slot."""
+    cached_prompt: int = 0
+    """Of these, tokens of the prompt that came from the prefix cache."""
     slot: int = -1
     ended: bool = False
     """The caller left: the slot is freed before the next step."""
@@ -117,3 +149,9 @@ class Sequence:
             first_token=self.first_token - self.arrived,
             inference=self.last_token - self.started,
         )
+
+
+def sequences_of(request: GenerationRequest, arrived: float) -> Sequence:
+    """The request's first sample, with its siblings."""
+    siblings = tuple(Sequence(request, arrived, index) for index in range(1, request.samples))
+    return Sequence(request, arrived, siblings=siblings)

@@ -8,9 +8,11 @@ from polyhead.server.engine.sequence import Sequence
 class SlotMemory(Protocol):
     """What the runtime does with the cache itself; lengths in tokens."""
 
-    def move(self, source: int, target: int, length: int) -> None: ...
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of one slot to another."""
 
-    def swap(self, first: int, second: int, length: int) -> None: ...
+    def swap(self, first: int, second: int, length: int) -> None:
+        """Exchange the first tokens of two slots."""
 
 
 class Slots:
@@ -50,6 +52,12 @@ class Slots:
         sequence.slot = target
         self.decoding.append(sequence)
 
+    def fork(self, sequence: Sequence, sibling: Sequence) -> None:
+        """Let a sibling, which has a slot already, go on from where the sequence is."""
+        self._memory.move(sequence.slot, sibling.slot, sequence.cached)
+        sibling.cached = sequence.cached
+        self.promote(sibling)
+
     def release(self, sequence: Sequence) -> None:
         """Free its slot; if it decoded, the last one that decodes moves into the gap."""
         slot = sequence.slot
@@ -66,7 +74,6 @@ class Slots:
     def check_integrity(self) -> None:
         """Raises AssertionError unless every sequence knows its slot and decoding slots come first."""
         for slot, sequence in enumerate(self._slots):
-            assert sequence is None or sequence.slot == slot, (
-                f"slot {slot} holds a sequence that believes to be in {sequence.slot}"
-            )
+            known = sequence is None or sequence.slot == slot
+            assert known, f"slot {slot} holds a sequence that believes to be elsewhere"
         assert self._slots[: len(self.decoding)] == self.decoding, "the slots that decode are not the first ones"

@@ -100,13 +100,13 @@ async def generate(
     first: dict[str, Message | int] = {"header": header, "seed": request.sampling.seed}
     try:
         async for piece in answer:
-            call.generated_tokens = piece.generated_tokens
+            call.generated_tokens += len(piece.token_ids)
             response = message(piece, **first)
             first = {}
             if piece.times:
                 call.worked(model.name, model.version, piece.times.queue, piece.times.inference)
                 response.usage.prompt_tokens = len(request.prompt)
-                response.usage.generated_tokens = piece.generated_tokens
+                response.usage.generated_tokens = call.generated_tokens
                 response.timing.CopyFrom(timing(piece.times, submitted, tokenize_seconds, call.timer.seconds()))
             yield response
     finally:

@@ -33,6 +33,10 @@ class StepOutput:
     logits: NDArray[np.float32]
     """(N, V)."""
 
+    def rows(self, at: list[int]) -> "StepOutput":
+        """A copy of some positions, in that order."""
+        return StepOutput(self.topk_values[at], self.topk_ids[at], self.logsumexp[at], self.logits[at])
+
 
 @dataclass(frozen=True, slots=True)
 class _Binding:
@@ -44,18 +48,23 @@ class _Binding:
 class Decoder:
     """Runs the graph `decoder` of a bundle over a pool of slots. One thread at a time."""
 
-    def __init__(self, graph: Path, manifest: bundle_pb2.Bundle, *, slots: int, capacity: int) -> None:
-        """Raises BundleError if the graph can't be opened. `capacity`: tokens a slot holds."""
+    def __init__(
+        self, graph: Path, manifest: bundle_pb2.Bundle, *, slots: int, capacity: int, prefix_slots: int = 0
+    ) -> None:
+        """Raises BundleError if the graph can't be opened. `capacity`: tokens a slot holds; `prefix_slots`: more slots
+        behind the others, which never decode."""
         cache = manifest.cache
         self.slots = slots
+        self.prefix_slots = prefix_slots
         self.capacity = capacity
         self.prefill_chunk = manifest.limits.prefill_chunk
         self.vocabulary_size = manifest.limits.vocabulary_size
         self._session = open_session(graph)
         self._names = {node.name for node in self._session.get_inputs()}
         # Zeros come from the system untouched: memory is taken up as slots fill.
-        self._pool = np.zeros((2, cache.layers, slots, cache.kv_heads, capacity, cache.head_size), np.float32)
-        self._decoding: dict[tuple[int, int], _Binding] = {}
+        shape = (2, cache.layers, slots + prefix_slots, cache.kv_heads, capacity, cache.head_size)
+        self._pool = np.zeros(shape, np.float32)
+        self._decoding: dict[tuple[int, int, int], _Binding] = {}
         self._logits = np.empty((slots, self.vocabulary_size), np.float32)
 
     @property
@@ -66,7 +75,7 @@ class Decoder:
     @property
     def bytes_per_slot(self) -> int:
         """Memory that a full slot takes."""
-        return self._pool.nbytes // self.slots
+        return self._pool.nbytes // (self.slots + self.prefix_slots)
 
     def cached(self, slot: int, length: int) -> NDArray[np.float32]:
         """Keys and values of the first `length` tokens of a slot, (2, layers, kv_heads, length, head_size); a view."""
@@ -83,29 +92,30 @@ class Decoder:
         self.move(first, second, length)
         self._pool[:, :, first, :, :length] = kept
 
-    def prefill(self, slot: int, tokens: Array, past: int, top_k: int) -> StepOutput:
-        """Append a chunk of tokens (S,) to a slot that holds `past` tokens; N is 1, the chunk's last position.
+    def append(self, slot: int, tokens: Array, past: int, top_k: int, *, every_position: bool = False) -> StepOutput:
+        """Append tokens (S,) to a slot that holds `past` tokens. N is 1, the last position, or S for every position.
 
         A single token is padded to two: alone it would take another attention kernel than inside a longer chunk, and the
         answer would depend on where chunks end.
         """
         count = len(tokens)
         length = max(count, 2)
-        binding = self._bind(slot, 1, length, top_k)
+        binding = self._bind(slot, 1, length, np.arange(count) if every_position else np.array([count - 1]), top_k)
         inputs = binding.inputs
         inputs["input_ids"][0, :count] = tokens
         inputs["input_ids"][0, count:] = 0
         inputs["seqlens_k"][0] = past + count - 1
         inputs["query_seqlens"][0] = count
-        inputs["logit_positions"][0] = count - 1
         inputs["position_ids"][0] = np.arange(past, past + length)
         self._session.run_with_iobinding(binding.io)
         return binding.output
 
-    def decode(self, tokens: Array, past: Array, top_k: int) -> StepOutput:
-        """Append one token to each of the slots 0..B-1, which hold `past` (B,) tokens; N is B."""
-        key = (len(tokens), top_k)
-        binding = self._decoding.get(key) or self._decoding.setdefault(key, self._bind(0, len(tokens), 1, top_k))
+    def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0) -> StepOutput:
+        """Append one token to each of B neighbouring slots from `first` on, which hold `past` (B,) tokens; N is B."""
+        key = (first, len(tokens), top_k)
+        if key not in self._decoding:
+            self._decoding[key] = self._bind(first, len(tokens), 1, np.arange(len(tokens)), top_k)
+        binding = self._decoding[key]
         inputs = binding.inputs
         inputs["input_ids"][:, 0] = tokens
         inputs["seqlens_k"][:] = past
@@ -118,22 +128,25 @@ class Decoder:
         self._decoding.clear()
         del self._session, self._pool
 
-    def _bind(self, first: int, rows: int, length: int, top_k: int) -> _Binding:
-        """Fix the memory of a call on `rows` slots from `first` on, `length` tokens each; one wanted position a row."""
+    def _bind(self, first: int, rows: int, length: int, positions: Array, top_k: int) -> _Binding:
+        """Fix the memory of a call on `rows` slots from `first` on, `length` tokens each; positions (N,) are wanted."""
+        count = len(positions)
         inputs: dict[str, Array] = {
             "input_ids": np.zeros((rows, length), np.int64),
             "position_ids": np.zeros((rows, length), np.int64),
             "seqlens_k": np.zeros(rows, np.int32),
             "query_seqlens": np.full(rows, length, np.int32),
             "capacity": np.array(self.capacity, np.int32),
-            "logit_positions": np.arange(rows, dtype=np.int64) * length,
+            "logit_positions": positions.astype(np.int64),
             "top_k": np.array([top_k], np.int64),
         }
+        if count > len(self._logits):
+            self._logits = np.empty((count, self.vocabulary_size), np.float32)
         output = StepOutput(
-            np.empty((rows, top_k), np.float32),
-            np.empty((rows, top_k), np.int64),
-            np.empty(rows, np.float32),
-            self._logits[:rows],
+            np.empty((count, top_k), np.float32),
+            np.empty((count, top_k), np.int64),
+            np.empty(count, np.float32),
+            self._logits[:count],
         )
         io = self._session.io_binding()
         for name, array in inputs.items():

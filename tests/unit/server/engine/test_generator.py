@@ -1,19 +1,40 @@
 """The generation engine on a real graph: answers, ends, and that neither traffic nor neighbours change a bit."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from polyhead.server.constraints import Constraint, Grammar, Kind
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.scheduler import GeneratorLimits
-from polyhead.server.engine.sequence import FinishReason, GenerationRequest, Sampling, Stopping, TokenLogprob
+from polyhead.server.engine.sequence import (
+    Counts,
+    FinishReason,
+    GenerationRequest,
+    Piece,
+    Sampling,
+    Stopping,
+    TokenLogprob,
+)
 from polyhead.server.errors import Overloaded, Unavailable
-from tests.decoders import CAPACITY, CHUNK, VOCABULARY, SilentObserver, byte_tokenizer, tiny_decoder, tiny_gpt
+from tests.decoders import (
+    CAPACITY,
+    CHUNK,
+    END,
+    VOCABULARY,
+    SilentObserver,
+    byte_grammars,
+    byte_tokenizer,
+    tiny_decoder,
+    tiny_gpt,
+)
 
 GREEDY = Sampling(seed=0, temperature=0.0)
 
@@ -25,10 +46,13 @@ class Whole(NamedTuple):
     text: str
     logprobs: tuple[TokenLogprob, ...]
     reason: FinishReason | None
+    prompt_logprobs: tuple[TokenLogprob, ...]
+    counts: Counts | None
 
 
-def generator(slots: int = 4, end: int | None = None, **limits: int) -> Generator:
-    engine = Generator(tiny_decoder(slots), byte_tokenizer(end), GeneratorLimits(**limits), SilentObserver())
+def generator(slots: int = 4, end: int | None = None, prefix_slots: int = 0, **limits: int) -> Generator:
+    decoder = tiny_decoder(slots, prefix_slots)
+    engine = Generator(decoder, byte_tokenizer(end), GeneratorLimits(**limits), SilentObserver())
     engine.start()
     return engine
 
@@ -41,23 +65,53 @@ async def engine() -> AsyncIterator[Generator]:
     engine.close()
 
 
+async def samples(engine: Generator, request: GenerationRequest) -> list[Whole]:
+    """All samples of a request, put together."""
+    pieces: list[list[Piece]] = [[] for _ in range(request.samples)]
+    async for piece in engine.submit(request):
+        pieces[piece.sample_index].append(piece)
+    return [
+        Whole(
+            tuple(i for p in parts for i in p.token_ids),
+            "".join(p.text for p in parts),
+            tuple(t for p in parts for t in p.logprobs),
+            parts[-1].finish_reason,
+            parts[0].prompt_logprobs,
+            parts[-1].counts,
+        )
+        for parts in pieces
+    ]
+
+
 async def answer(engine: Generator, request: GenerationRequest) -> Whole:
-    pieces = [piece async for piece in engine.submit(request)]
-    return Whole(
-        tuple(i for p in pieces for i in p.token_ids),
-        "".join(p.text for p in pieces),
-        tuple(t for p in pieces for t in p.logprobs),
-        pieces[-1].finish_reason,
-    )
+    return (await samples(engine, request))[0]
+
+
+def bits(wholes: list[Whole]) -> list[Whole]:
+    """What must not depend on the traffic: everything but how it was computed."""
+    return [whole._replace(counts=None) for whole in wholes]
+
+
+def grammar(kind: Kind, text: str) -> Grammar:
+    return byte_grammars().compile(Constraint(kind, text))
 
 
 def request(prompt: tuple[int, ...] = (5, 6, 7), sampling: Sampling = GREEDY, **stopping: object) -> GenerationRequest:
     return GenerationRequest(prompt, sampling, replace(Stopping(max_tokens=12), **stopping))  # type: ignore[arg-type]
 
 
+SHARED = tuple(range(40, 40 + 2 * CHUNK))
+"""A beginning that some prompts share, for the prefix cache."""
+
+PROMPTS = st.builds(
+    lambda shared, own: (SHARED if shared else ()) + tuple(own),
+    st.booleans(),
+    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3 * CHUNK + 2),
+)
+
 REQUESTS = st.builds(
     GenerationRequest,
-    prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3 * CHUNK + 2).map(tuple),
+    prompt=PROMPTS,
     sampling=st.builds(
         Sampling,
         seed=st.integers(0, 2**64 - 1),
@@ -65,7 +119,11 @@ REQUESTS = st.builds(
         top_k=st.sampled_from([0, 10, 100, 200]),
         top_p=st.sampled_from([0.8, 1.0]),
         min_p=st.sampled_from([0.0, 0.02]),
+        typical_p=st.sampled_from([1.0, 0.9]),
         repetition_penalty=st.sampled_from([1.0, 1.2]),
+        presence_penalty=st.sampled_from([0.0, 0.5]),
+        logit_bias=st.sampled_from([(), ((7, 3.0),)]),
+        bad_words=st.sampled_from([(), ((5,), (6, 7))]),
     ),
     stopping=st.builds(
         Stopping,
@@ -74,6 +132,9 @@ REQUESTS = st.builds(
         stop=st.lists(st.text("abcdeé", min_size=1, max_size=2), max_size=2).map(tuple),
     ),
     logprobs=st.sampled_from([None, 0, 3]),
+    prompt_logprobs=st.sampled_from([None, None, 2]),
+    samples=st.sampled_from([1, 1, 1, 3]),
+    grammar=st.sampled_from([None, None, "[a-z]{2,9}( [0-9]+)?"]).map(lambda r: r and grammar("regex", r)),
 )
 
 
@@ -95,11 +156,11 @@ def test_an_answer_is_bit_for_bit_the_same_alone_and_in_any_traffic(
         answer.cancel()
 
     async def compare() -> None:
-        engine = generator(slots=3, prefill_budget_tokens=CHUNK)
-        alone = [await answer(engine, r) for r in mix]
+        engine = generator(slots=3, end=END, prefix_slots=2, prefill_budget_tokens=CHUNK)
+        alone = [bits(await samples(engine, r)) for r in mix]
         crowd = [leave(engine, mix[i % len(mix)], after) for i, after in leavers]
-        together = await asyncio.gather(*(answer(engine, r) for r in mix), *crowd)
-        assert together[: len(mix)] == alone
+        together = await asyncio.gather(*(samples(engine, r) for r in mix), *crowd)
+        assert [bits(t) for t in together[: len(mix)] if t is not None] == alone
         await engine.drain()
         engine.check_integrity()
         engine.close()
@@ -116,8 +177,6 @@ async def test_greedy_text_is_what_torch_says(engine: Generator) -> None:
 async def test_logprobs_are_those_of_torch(engine: Generator) -> None:
     prompt = (3, 1, 4, 1, 5)
     whole = await answer(engine, GenerationRequest(prompt, GREEDY, Stopping(max_tokens=5), logprobs=2))
-    import torch
-
     with torch.inference_mode():
         expected = tiny_gpt()(torch.tensor([prompt + whole.token_ids]))[0].log_softmax(-1)
     for i, entry in enumerate(whole.logprobs):
@@ -217,7 +276,84 @@ async def test_a_step_that_fails_is_told_to_those_in_it_and_the_next_request_wor
 
 
 async def test_what_passes_the_capacity_is_refused(engine: Generator) -> None:
-    with pytest.raises(ValueError, match=f"a slot holds {CAPACITY}"):
+    with pytest.raises(ValueError, match=f"slots of {CAPACITY} tokens"):
         engine.submit(request(prompt=(1,) * CAPACITY, max_tokens=1))
     full = await answer(engine, request(prompt=(1,) * (CAPACITY - 1), max_tokens=1))
     assert len(full.token_ids) == 1
+
+
+async def test_samples_of_one_prompt_differ_and_each_is_what_it_is_among_any_number(engine: Generator) -> None:
+    free = Sampling(seed=3, temperature=1.2)
+    three = await samples(engine, replace(request(sampling=free), samples=3))
+    assert len({whole.token_ids for whole in three}) == 3
+    four = await samples(engine, replace(request(sampling=free), samples=4))
+    assert four[:3] == three
+
+
+async def test_leaving_while_samples_wait_for_their_prompt_frees_every_slot() -> None:
+    engine = generator(prefill_budget_tokens=1)
+    busy = engine.submit(request(max_tokens=100))
+    await anext(busy)
+    leaving = engine.submit(replace(request(prompt=(1,) * 200, max_tokens=5), samples=3))
+    await anext(busy)
+    leaving.cancel()
+    assert len(await samples(engine, replace(request(), samples=3))) == 3
+    busy.cancel()
+    await engine.drain()
+    engine.check_integrity()
+    engine.close()
+
+
+async def test_a_shared_beginning_is_prefilled_once() -> None:
+    engine = generator(prefix_slots=1)
+    first = await answer(engine, request(prompt=(*SHARED, 5)))
+    second = await answer(engine, request(prompt=(*SHARED, 5)))
+    third = await answer(engine, request(prompt=(*SHARED[:CHUNK], 9, 9)))
+    assert first.counts is not None
+    assert second.counts is not None
+    assert third.counts is not None
+    assert [w.counts.cached_prompt_tokens for w in (first, second, third) if w.counts] == [0, 2 * CHUNK, CHUNK]
+    assert bits([second]) == bits([first])
+    engine.close()
+
+
+async def test_prompt_logprobs_are_those_of_torch(engine: Generator) -> None:
+    prompt = tuple((5 * i) % VOCABULARY for i in range(2 * CHUNK + 3))
+    whole = await answer(engine, replace(request(prompt=prompt, max_tokens=1), prompt_logprobs=1))
+    with torch.inference_mode():
+        expected = tiny_gpt()(torch.tensor([prompt]))[0].log_softmax(-1)
+    assert [entry.token_id for entry in whole.prompt_logprobs] == list(prompt[1:])
+    for i, entry in enumerate(whole.prompt_logprobs):
+        assert entry.logprob == pytest.approx(expected[i, prompt[i + 1]].item(), abs=1e-4)
+        assert entry.top[0].token_id == expected[i].argmax().item()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "pattern"),
+    [
+        ("regex", "(yes|no), [0-9]{3}!", "(yes|no), [0-9]{3}!"),
+        ("lark", 'start: "<" /[a-c]+/ ">"', "<[a-c]+>?"),
+        ("json_schema", '{"enum": ["red", "green"]}', '"(red|green)"'),
+    ],
+)
+async def test_a_constrained_answer_matches_its_grammar(kind: Kind, text: str, pattern: str) -> None:
+    engine = generator(end=END)
+    requests = [
+        replace(request(sampling=s, max_tokens=40), grammar=grammar(kind, text))
+        for s in (GREEDY, Sampling(seed=1), Sampling(seed=2, top_k=3), Sampling(seed=3, repetition_penalty=1.5))
+    ]
+    wholes = await asyncio.gather(*(answer(engine, r) for r in requests))
+    assert all(re.fullmatch(pattern, w.text) for w in wholes), [w.text for w in wholes]
+    engine.close()
+
+
+async def test_prompt_lookup_is_used_where_text_repeats_and_gives_the_greedy_answer(engine: Generator) -> None:
+    """Guesses are checked in calls whose bits differ, so only the tokens are compared, where torch is not near a tie."""
+    prompt = tuple([10, 20, 30, 40, 50] * 6)
+    plain = await answer(engine, request(prompt=prompt, max_tokens=60))
+    guided = await answer(engine, replace(request(prompt=prompt, max_tokens=60), prompt_lookup=True))
+    assert guided.token_ids == plain.token_ids
+    assert guided.text == plain.text
+    assert guided.counts is not None
+    assert guided.counts.drafted_tokens > 0
+    assert 0 <= guided.counts.accepted_tokens <= guided.counts.drafted_tokens

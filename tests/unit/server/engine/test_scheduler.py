@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyhead.server.engine.prefixes import PrefixCache
 from polyhead.server.engine.scheduler import GeneratorLimits, Scheduler
-from polyhead.server.engine.sequence import GenerationRequest, Sampling, Sequence, Stopping
+from polyhead.server.engine.sequence import GenerationRequest, Sampling, Sequence, Stopping, sequences_of
 from polyhead.server.engine.slots import Slots
 from polyhead.server.errors import Overloaded
 
@@ -25,30 +26,33 @@ class Ledger:
         self.content[first], self.content[second] = self.content[second], self.content[first]
 
 
-def sequence(prompt: int) -> Sequence:
-    return Sequence(GenerationRequest((1,) * prompt, Sampling(seed=0), Stopping(max_tokens=4)), arrived=0.0)
+def sequence(prompt: int, samples: int = 1, priority: int = 0) -> Sequence:
+    stopping = Stopping(max_tokens=4)
+    request = GenerationRequest((1,) * prompt, Sampling(seed=0), stopping, samples=samples, priority=priority)
+    return sequences_of(request, arrived=0.0)
 
 
 def scheduler(slots: int = 4, **limits: int) -> tuple[Scheduler, Slots, Ledger]:
     ledger = Ledger(slots)
     pool = Slots(slots, ledger)
-    return Scheduler(pool, GeneratorLimits(**limits), CHUNK), pool, ledger
+    return Scheduler(pool, PrefixCache(slots, 0, ledger, CHUNK), GeneratorLimits(**limits), CHUNK), pool, ledger
 
 
 @settings(deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6), st.integers(1, 3)), min_size=1, max_size=12),
     st.lists(st.integers(0, 11), max_size=6),
-    st.integers(1, 4),
+    st.integers(3, 5),
     st.integers(1, 40),
 )
 def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_order(
-    arrivals: list[tuple[int, int]], leaving: list[int], slots: int, budget: int
+    arrivals: list[tuple[int, int, int]], leaving: list[int], slots: int, budget: int
 ) -> None:
-    """Arrivals are (prompt tokens, answer tokens). Someone leaves in each of the first iterations."""
+    """Arrivals are (prompt tokens, answer tokens, samples). Someone leaves in each of the first iterations."""
     policy, pool, ledger = scheduler(slots, prefill_budget_tokens=budget)
-    sequences = [sequence(prompt) for prompt, _ in arrivals]
-    to_go = {s: answer for s, (_, answer) in zip(sequences, arrivals, strict=True)}
+    sequences = [sequence(prompt, samples=samples) for prompt, _, samples in arrivals]
+    to_go = {x: answer for s, (_, answer, _) in zip(sequences, arrivals, strict=True) for x in (s, *s.siblings)}
+    written: dict[Sequence, Sequence] = {x: s for s in sequences for x in (s, *s.siblings)}
     for s in sequences:
         policy.add(s, 1.0)
     begun: list[Sequence] = []
@@ -69,7 +73,7 @@ def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_
             policy.prefilled(chunk)
             spent += chunk.end - chunk.start
         for s in list(pool.decoding):
-            assert ledger.content[s.slot] is s, "the cache moved without its sequence"
+            assert ledger.content[s.slot] is written[s], "the cache moved without its sequence"
             s.cached += 1
             to_go[s] -= 1
             if to_go[s] == 0:
@@ -103,6 +107,16 @@ def test_prefill_stops_at_the_budget_but_one_chunk_is_always_allowed() -> None:
     assert (chunk.start, chunk.end) == (0, CHUNK)
     policy.prefilled(chunk)
     assert policy.next_chunk(CHUNK) is None
+
+
+def test_a_higher_priority_goes_first_and_equals_in_the_order_they_came() -> None:
+    policy, pool, _ = scheduler()
+    arrivals = [sequence(1, priority=p) for p in (0, 5, 0, 5)]
+    for s in arrivals:
+        policy.add(s, 1.0)
+    while chunk := policy.next_chunk(0):
+        policy.prefilled(chunk)
+    assert pool.decoding == [arrivals[i] for i in (1, 3, 0, 2)]
 
 
 def test_a_full_pool_lets_the_next_request_wait_until_a_slot_is_free() -> None:

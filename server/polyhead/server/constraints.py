@@ -1,0 +1,107 @@
+"""Constrained decoding by llguidance: which tokens may follow so that the answer matches a grammar."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from polyhead.server.errors import InvalidInput
+
+Kind = Literal["json_schema", "regex", "lark", "choice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer must match: a JSON schema, a regular expression, a Lark grammar, or one of several strings."""
+
+    kind: Kind
+    text: str = ""
+    choices: tuple[str, ...] = ()
+
+
+class Matcher:
+    """Where one answer is in its grammar. One thread at a time."""
+
+    def __init__(self, library: LLMatcher, vocabulary_size: int) -> None:
+        self._library = library
+        self._words = np.zeros((vocabulary_size + 31) // 32, np.uint32)
+        self._vocabulary_size = vocabulary_size
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """(V,): the tokens that may come next; end tokens once the answer is complete. Releases the GIL."""
+        self._library.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+        bits = np.unpackbits(self._words.view(np.uint8), bitorder="little")
+        return bits[: self._vocabulary_size].view(np.bool_)
+
+    def consume(self, token: int) -> None:
+        """A token was chosen. Raises RuntimeError if the grammar does not allow it or grew over the library's limits."""
+        if not self._library.consume_token(token):
+            raise RuntimeError(f"the grammar came to an end: {self._library.get_error()}")
+
+
+class Grammar:
+    """A constraint compiled for one model; any number of answers may follow it."""
+
+    def __init__(self, library: LLMatcher, vocabulary_size: int) -> None:
+        self._library = library
+        self._vocabulary_size = vocabulary_size
+
+    def matcher(self) -> Matcher:
+        """At the grammar's beginning."""
+        return Matcher(self._library.deep_copy(), self._vocabulary_size)
+
+
+class GrammarCompiler:
+    """Of one model. Thread-safe; the first call reads the tokenizer's vocabulary, which takes a moment."""
+
+    def __init__(self, tokenizer: Path, vocabulary_size: int, end_tokens: frozenset[int]) -> None:
+        """`tokenizer`: the bundle's tokenizer.json."""
+        self._path = tokenizer
+        self._vocabulary_size = vocabulary_size
+        self._end_tokens = sorted(end_tokens)
+        self._lock = Lock()
+        self._tokenizer: LLTokenizer | None = None
+
+    def compile(self, constraint: Constraint) -> Grammar:
+        """Raises InvalidInput, naming the field, for what is no grammar and for a model without an end token."""
+        field = f"constraint.{constraint.kind}"
+        if not self._end_tokens:
+            raise InvalidInput(field, "the model has no end token, so its answers cannot be constrained")
+        try:
+            library = LLMatcher(self._library_tokenizer(), _grammar(constraint), log_level=0)
+        except ValueError as error:
+            raise InvalidInput(field, _one_line(str(error))) from error
+        if library.is_error():
+            raise InvalidInput(field, _one_line(library.get_error()))
+        return Grammar(library, self._vocabulary_size)
+
+    def _library_tokenizer(self) -> LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                text = self._path.read_text("utf-8")
+                self._tokenizer = LLTokenizer(text, n_vocab=self._vocabulary_size, eos_token=self._end_tokens)
+            return self._tokenizer
+
+
+def _grammar(constraint: Constraint) -> str:
+    match constraint.kind:
+        case "json_schema":
+            json.loads(constraint.text)  # its message says where; the library's does not
+            return LLMatcher.grammar_from_json_schema(constraint.text)
+        case "regex":
+            return LLMatcher.grammar_from_regex(constraint.text)
+        case "lark":
+            return LLMatcher.grammar_from_lark(constraint.text)
+        case "choice":  # Lark's strings are quoted like JSON's
+            return LLMatcher.grammar_from_lark(
+                "start: " + " | ".join(json.dumps(choice) for choice in constraint.choices)
+            )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:500]

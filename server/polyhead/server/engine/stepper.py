@@ -1,0 +1,147 @@
+"""Runs what the scheduler decided: chunks of prompts, steps of the rows that decode, and the choice of their next tokens."""
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from polyhead.server.engine.observer import EngineObserver
+from polyhead.server.engine.progress import Progress
+from polyhead.server.engine.scheduler import Chunk
+from polyhead.server.engine.sequence import Piece, Sequence
+from polyhead.server.runtime.decoder import Decoder, StepOutput
+from polyhead.server.sampling import choose, graph_top_k
+from polyhead.server.tokenizer import Tokenizer
+
+Pieces = list[tuple[Sequence, Piece]]
+
+MOST_SPECULATING_ROWS = 2
+"""With more rows a step costs little more for each, and guesses, which take calls of their own, no longer pay."""
+
+
+class Stepper:
+    """Owns the decoder and each admitted sequence's progress. Lives on the engine's thread."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        observer: EngineObserver,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self._observer = observer
+        self._clock = clock
+        self._progress: dict[Sequence, Progress] = {}
+        self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+
+    def begin(self, sequence: Sequence) -> None:
+        """A sequence and its siblings were admitted."""
+        now = self._clock()
+        for sample in (sequence, *sequence.siblings):
+            sample.started = now
+            sample.cached_prompt = sequence.cached_prompt
+            self._progress[sample] = Progress(sample, self._tokenizer)
+
+    def knows(self, sequence: Sequence) -> bool:
+        return sequence in self._progress
+
+    def forget(self, sequence: Sequence) -> None:
+        self._progress.pop(sequence, None)
+
+    def close(self) -> None:
+        self._masks.shutdown()
+        self._decoder.close()
+
+    def prefill(self, chunk: Chunk) -> StepOutput:
+        """Put a chunk into the cache; the output's last row is for its last position."""
+        sequence, progress = chunk.sequence, self._progress[chunk.sequence]
+        request = sequence.request
+        if chunk.is_last:
+            self._prepare([sequence, *sequence.siblings])
+        tokens = np.array(request.prompt[chunk.start : chunk.end], np.int64)
+        every = request.prompt_logprobs is not None
+        top_k = graph_top_k([sequence.request]) if chunk.is_last or every else 1
+        began = self._clock()
+        out = self._decoder.append(sequence.slot, tokens, chunk.start, top_k, every_position=every)
+        self._ran(began, rows=1, tokens=len(tokens), padding=max(0, 2 - len(tokens)))
+        if every:
+            progress.add_prompt_logprobs(request.prompt[chunk.start + 1 : chunk.end + 1], out)
+        return out
+
+    def first_tokens(self, sequence: Sequence, out: StepOutput) -> Pieces:
+        """After the last chunk: the first token of the sequence and of each sibling."""
+        samples = [sequence, *sequence.siblings]
+        return self._choose(samples, out, [len(out.logits) - 1] * len(samples))
+
+    def decode(self, rows: list[Sequence]) -> Pieces:
+        """The next token of every row; rows[i] sits in slot i. Rows that speculate may get several."""
+        if len(rows) <= MOST_SPECULATING_ROWS and any(s.request.prompt_lookup for s in rows):
+            return [piece for sequence in rows for piece in self._speculate(sequence)]
+        self._prepare(rows)
+        out = self._run(rows)
+        return self._choose(rows, out, range(len(rows)))
+
+    def _speculate(self, sequence: Sequence) -> Pieces:
+        """Check guesses in one call; each position's choice is made as ever, and the first that differs ends the run."""
+        progress = self._progress[sequence]
+        room = sequence.request.stopping.max_tokens - len(sequence.tokens) - 1
+        draft = progress.draft(room)
+        if not draft:
+            return self._choose([sequence], self._run([sequence]), [0])
+        tokens = np.array([sequence.tokens[-1], *draft], np.int64)
+        past = sequence.cached
+        began = self._clock()
+        top_k = graph_top_k([sequence.request])
+        out = self._decoder.append(sequence.slot, tokens, past, top_k, every_position=True)
+        self._ran(began, rows=1, tokens=len(tokens), padding=0)
+        pieces: Pieces = []
+        for i in range(len(tokens)):
+            sequence.cached = past + i + 1
+            pieces += self._choose([sequence], out, [i])
+            if pieces[-1][1].finish_reason or i == len(draft) or sequence.tokens[-1] != draft[i]:
+                break
+        progress.verified()
+        return pieces
+
+    def _prepare(self, rows: Iterable[Sequence]) -> None:
+        for sequence in rows:
+            self._progress[sequence].prepare(self._masks)
+
+    def _run(self, rows: list[Sequence]) -> StepOutput:
+        """One token a row, in neighbouring slots."""
+        tokens = np.array([s.tokens[-1] for s in rows], np.int64)
+        past = np.array([s.cached for s in rows], np.int32)
+        began = self._clock()
+        out = self._decoder.decode(tokens, past, graph_top_k([s.request for s in rows]), first=rows[0].slot)
+        self._ran(began, rows=len(rows), tokens=len(rows), padding=0)
+        for sequence in rows:
+            sequence.cached += 1
+        return out
+
+    def _choose(self, rows: list[Sequence], out: StepOutput, at: Iterable[int]) -> Pieces:
+        """Make each row's choice from the output's row `at` that belongs to it."""
+        progress = [self._progress[s] for s in rows]
+        where = list(at)
+        if where != list(range(len(out.logits))):
+            out = out.rows(where)
+        tokens, logits = choose([p.row() for p in progress], out.topk_values, out.topk_ids, out.logits)
+        now = self._clock()
+        pieces: Pieces = []
+        for i, p in enumerate(progress):
+            self._observe(p.sequence, now)
+            pieces.append((p.sequence, p.advance(tokens[i], p.logprob(tokens[i], logits[i], out, i))))
+        return pieces
+
+    def _observe(self, sequence: Sequence, now: float) -> None:
+        if sequence.tokens:
+            self._observer.inter_token(now - sequence.last_token)
+        else:
+            sequence.first_token = now
+            self._observer.first_token(now - sequence.arrived)
+        sequence.last_token = now
+
+    def _ran(self, began: float, *, rows: int, tokens: int, padding: int) -> None:
+        self._observer.ran(rows=rows, tokens=tokens, padding=padding, seconds=self._clock() - began)
