@@ -1,12 +1,13 @@
-"""What can go wrong in the server, knowing nothing of gRPC; rpc/interceptors.py gives each its status.
+"""What can go wrong in the server, knowing nothing of gRPC; rpc/status.py gives each its status.
+
+A deadline that passes is no error of ours: the caller's library makes that status, and the call is cancelled.
 
 PolyheadError
 ├── InvalidInput        a field of the request: which, and what is wrong with it
 ├── ModelNotFound       no such model or version
 ├── WrongTask           the model is there but does something else
 ├── Overloaded          a queue is full; when to come back
-├── Unavailable         draining or still loading
-├── DeadlineExceeded    the caller's time was over before the answer was
+├── Unavailable         draining, still loading, or failed to load
 └── BundleError         a bundle on disk that can't be served; never the fault of a request
 """
 
@@ -16,7 +17,7 @@ class PolyheadError(Exception):
 
 
 class InvalidInput(PolyheadError):
-    """A field that is empty, too long, badly typed or contradicts another one. The text names the limit and what was given."""
+    """A field that is empty, too long or contradicts another one. The text names the limit and what was given."""
 
     def __init__(self, field: str, description: str) -> None:
         super().__init__(f"{field}: {description}")
@@ -41,11 +42,7 @@ class Overloaded(PolyheadError):
 
 
 class Unavailable(PolyheadError):
-    """The server drains or the model is still loading; the text says which."""
-
-
-class DeadlineExceeded(PolyheadError):
-    """The caller's deadline passed; the text says how far the request came."""
+    """The server drains, or the model is still loading or failed to load; the text says which."""
 
 
 class BundleError(PolyheadError):

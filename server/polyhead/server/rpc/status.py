@@ -8,7 +8,6 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from polyhead.server.errors import (
-    DeadlineExceeded,
     InvalidInput,
     ModelNotFound,
     Overloaded,
@@ -22,7 +21,6 @@ CODES: dict[type[Exception], int] = {
     WrongTask: Code.FAILED_PRECONDITION,
     Overloaded: Code.RESOURCE_EXHAUSTED,
     Unavailable: Code.UNAVAILABLE,
-    DeadlineExceeded: Code.DEADLINE_EXCEEDED,
 }
 MAX_TEXT = 1000
 """Characters of an error's text; longer ones would not fit into the headers that carry a status."""

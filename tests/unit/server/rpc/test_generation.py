@@ -115,7 +115,7 @@ def test_the_room_for_an_answer_is_what_the_prompt_leaves_of_a_slot(generator: L
 
 def test_a_piece_becomes_a_message_with_all_it_has() -> None:
     top = (TokenLogprob(8, "b", -0.25),)
-    piece = Piece("ab", (7,), (TokenLogprob(7, "a", -0.5, top),), FinishReason.STOP, 3)
+    piece = Piece("ab", (7,), (TokenLogprob(7, "a", -0.5, top),), FinishReason.STOP)
     expected = pb.GenerateResponse(
         text="ab",
         token_ids=[7],

@@ -16,7 +16,6 @@ from polyhead.server.rpc.status import MAX_TEXT, status_of
         (errors.WrongTask("no"), Code.FAILED_PRECONDITION),
         (errors.Overloaded("full", 1), Code.RESOURCE_EXHAUSTED),
         (errors.Unavailable("draining"), Code.UNAVAILABLE),
-        (errors.DeadlineExceeded("late"), Code.DEADLINE_EXCEEDED),
     ],
 )
 def test_each_error_has_its_code_and_shows_its_text(error: errors.PolyheadError, code: int) -> None:
