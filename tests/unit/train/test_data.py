@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyhead.train.data import (
@@ -126,6 +126,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
         read_documents(write(tmp_path / "blank.txt", " \n"), DataOptions())
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text), min_size=1, max_size=5))
 def test_any_text_comes_back_from_jsonl(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("jsonl") / "a.jsonl"

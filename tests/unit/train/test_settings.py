@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -56,6 +56,7 @@ def test_a_spent_time_budget_lowers_the_learning_rate_as_the_steps_would() -> No
     assert learning_rate(budget, 55, 1.0) == learning_rate(SETTINGS, 55, 0.0)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 1000), st.floats(0, 1e6), st.one_of(st.none(), st.floats(1e-3, 1e6)))
 def test_the_learning_rate_stays_between_nothing_and_its_peak(step: int, elapsed: float, budget: float | None) -> None:
     assert 0 < learning_rate(replace(SETTINGS, max_seconds=budget), step, elapsed) <= 1.0

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
@@ -19,16 +19,19 @@ BPE = served(train_bpe(TEXTS, 300, [BOS, EOS], begin=BOS))
 CHARACTERS = served(character_tokenizer(["abc \n  d", "é😀"], [BOS, EOS], begin=BOS))
 
 
+@settings(deadline=None, max_examples=50)
 @given(any_text)
 def test_bytes_decode_to_any_text_exactly(text: str) -> None:
     assert BPE.decode(BPE.encode(text).ids) == text
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(alphabet="abc \nd\u00e9😀"))
 def test_known_characters_decode_exactly(text: str) -> None:
     assert CHARACTERS.decode(CHARACTERS.encode(text).ids) == text
 
 
+@settings(deadline=None, max_examples=50)
 @given(any_text)
 def test_every_character_is_one_token_and_an_unknown_one_is_unk(text: str) -> None:
     tokens = CHARACTERS.encode(text).tokens[1:]
