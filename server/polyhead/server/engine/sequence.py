@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from polyhead.server.constraints import Grammar
+if TYPE_CHECKING:  # arrays stay out of what the scheduler sees
+    from polyhead.server.constraints import Grammar
 
 
 class FinishReason(Enum):
@@ -56,7 +58,7 @@ class GenerationRequest:
     """The same for the prompt's tokens."""
     samples: int = 1
     """Independent answers, at most as many as there are slots; the prompt is prefilled once for all."""
-    grammar: Grammar | None = None
+    grammar: "Grammar | None" = None
     """What every answer must match."""
     prompt_lookup: bool = False
     """Guess next tokens from what stands in prompt and answer (speculative decoding)."""
