@@ -98,6 +98,19 @@ async def test_a_request_id_in_the_metadata_is_checked_too(running: Running) -> 
     assert (error.details() or "").startswith("x-request-id: must be up to 128 printable ASCII characters")
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"), [("Embed", "unary_unary"), ("Generate", "unary_stream"), ("StreamEmbed", "stream_stream")]
+)
+async def test_bytes_that_are_no_message_are_invalid_argument(running: Running, method: str, kind: str) -> None:
+    call = getattr(running.channel, kind)(f"/polyhead.v1.InferenceService/{method}")
+    garbage = b"\xff\xff\xff"
+    error = await failure(call(iter([garbage]) if kind == "stream_stream" else garbage))
+    assert error.code() == StatusCode.INVALID_ARGUMENT
+    assert error.details() == "message: is not of the type that this method takes"
+    labels = {"model": "", "version": "", "method": method}
+    assert running.metric("requests_total", **labels, code="INVALID_ARGUMENT") == 1
+
+
 async def test_an_unknown_model_or_version_is_not_found_and_those_there_are_are_listed(running: Running) -> None:
     error = await failure(running.inference.Embed(pb.EmbedRequest(model=model("nobody"), inputs=[text("a")])))
     assert error.code() == StatusCode.NOT_FOUND

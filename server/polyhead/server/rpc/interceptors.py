@@ -10,10 +10,11 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 from grpc_status import rpc_status
 
-from polyhead.server.errors import Overloaded, PolyheadError, Unavailable
+from polyhead.server.errors import InvalidInput, Overloaded, PolyheadError, Unavailable
 from polyhead.server.metrics import Metrics
 from polyhead.server.rpc.call import Call, checked_request_id, current, new_request_id
 from polyhead.server.rpc.status import status_of
@@ -73,8 +74,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def run(request: Any, context: Context) -> Any:
             return await self._run(method, behaviour, request, context)
 
+        deserialize = handler.request_deserializer
+        if not handler.request_streaming:
+            deserialize = forgiving(deserialize)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(run, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return]
+        return make(run, deserialize, handler.response_serializer)  # type: ignore[no-any-return]
 
     async def _run(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
         call = Call(method, self._metrics, new_request_id())
@@ -83,10 +87,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._idle.clear()
         try:
             self._admit(call, context)
+            if isinstance(request, DecodeError):
+                raise request
             response = await behaviour(request, context)
         except asyncio.CancelledError:
             finish_cancelled(call, context)
             raise
+        except DecodeError:
+            await abort(call, InvalidInput("message", "is not of the type that this method takes"), context)
         except Exception as error:
             await abort(call, error, context)
         else:
@@ -103,6 +111,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 call.request_id = checked_request_id(key, str(value))
         if self._draining:
             raise Unavailable("the server is draining")
+
+
+def forgiving(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Give back the DecodeError of what is no message: raised here, grpc would make a status of it that nobody counts."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return error
+
+    return read
 
 
 def written(behaviour: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Behaviour:
