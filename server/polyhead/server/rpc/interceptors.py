@@ -75,7 +75,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return await self._run(method, behaviour, request, context)
 
         deserialize = handler.request_deserializer
-        if not handler.request_streaming:
+        if deserialize and not handler.request_streaming:
             deserialize = forgiving(deserialize)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(run, deserialize, handler.response_serializer)  # type: ignore[no-any-return]
