@@ -42,11 +42,14 @@ class Settings(BaseSettings):
         ge=2,
         description="longest prompt with its answer, in tokens (default: the model's longest, at most 2048)",
     )
+    prefix_slots: int = Field(
+        4, ge=0, le=4096, description="slots of each decoder that keep beginnings of prompts for the next ones"
+    )
     prefill_budget_tokens: int = Field(512, ge=1, description="prompt tokens read between two steps of generation")
     default_max_tokens: int = Field(256, ge=1, description="longest answer of a request that does not say, in tokens")
     max_queue_requests: int = Field(1024, ge=1, description="requests that may wait for a model; more are rejected")
     max_queue_tokens: int = Field(262_144, ge=1, description="tokens that may wait for a model; more are rejected")
-    max_batch_tokens: int = Field(4096, ge=1, description="tokens with padding in one batch of inputs to an encoder")
+    max_batch_tokens: int = Field(512, ge=1, description="tokens with padding in one batch of inputs to an encoder")
     max_inputs: int = Field(512, ge=1, description="inputs in one Classify, Embed or Tokenize request")
     max_message_bytes: int = Field(16 * 2**20, ge=1024, le=2**31 - 1, description="largest request message, in bytes")
     drain_seconds: float = Field(

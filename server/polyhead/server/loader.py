@@ -6,6 +6,7 @@ from pathlib import Path
 
 from polyhead.server.bundle import Bundle, verify
 from polyhead.server.config import Settings
+from polyhead.server.constraints import GrammarCompiler
 from polyhead.server.engine.encoder import EncoderEngine, EncoderLimits
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.scheduler import GeneratorLimits
@@ -29,6 +30,8 @@ class LiveModel:
     manifest: bundle_pb2.Bundle
     tokenizer: Tokenizer
     engine: Generator | EncoderEngine
+    grammars: GrammarCompiler | None = None
+    """Of a model that generates."""
 
     @property
     def task(self) -> "bundle_pb2.Task.ValueType":
@@ -84,12 +87,12 @@ async def start(model: LiveModel) -> None:
 
 def open_model(name: str, version: str, bundle: Bundle, settings: Settings, observer: ModelMetrics) -> LiveModel:
     tokenizer = open_tokenizer(bundle)
-    engine: Generator | EncoderEngine
-    if bundle.manifest.task == bundle_pb2.TASK_GENERATE:
-        engine = open_generator(bundle, tokenizer, settings, observer)
-    else:
-        engine = open_encoder(bundle, settings, observer)
-    return LiveModel(name, version, bundle.manifest, tokenizer, engine)
+    manifest = bundle.manifest
+    if manifest.task != bundle_pb2.TASK_GENERATE:
+        return LiveModel(name, version, manifest, tokenizer, open_encoder(bundle, settings, observer))
+    grammars = GrammarCompiler(bundle.tokenizer, manifest.limits.vocabulary_size, tokenizer.eos_token_ids)
+    engine = open_generator(bundle, tokenizer, settings, observer)
+    return LiveModel(name, version, manifest, tokenizer, engine, grammars)
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -103,7 +106,9 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
 def open_generator(bundle: Bundle, tokenizer: Tokenizer, settings: Settings, observer: ModelMetrics) -> Generator:
     longest = bundle.manifest.limits.max_tokens
     capacity = min(longest, settings.slot_tokens or DEFAULT_SLOT_TOKENS)
-    decoder = Decoder(bundle.graph, bundle.manifest, slots=settings.slots, capacity=capacity)
+    decoder = Decoder(
+        bundle.graph, bundle.manifest, slots=settings.slots, capacity=capacity, prefix_slots=settings.prefix_slots
+    )
     bundle.check_signature(*decoder.signature)
     limits = GeneratorLimits(
         max_queue_requests=settings.max_queue_requests,

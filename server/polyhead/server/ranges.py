@@ -30,5 +30,9 @@ SAMPLING = {
     "top_k": Range(0, 2**32 - 1),
     "top_p": Range(0, 1, above=True),
     "min_p": Range(0, 1),
+    "typical_p": Range(0, 1, above=True),
     "repetition_penalty": Range(0, 10, above=True),
+    "presence_penalty": Range(-2, 2),
+    "frequency_penalty": Range(-2, 2),
 }
+LOGIT_BIAS = Range(-100, 100)

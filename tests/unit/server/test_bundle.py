@@ -78,6 +78,10 @@ def test_what_export_wrote_is_believed_and_its_graph_is_as_the_manifest_says(nam
         (lambda f: truncate(f / "bundle.json"), r"bundle\.json: is not a manifest: "),
         (lambda f: (f / "bundle.json").write_bytes(b"\xff\xfe"), r"bundle\.json: is not a manifest: "),
         (lambda f: (f / "bundle.json").write_text("[" * 100_000), r"bundle\.json: is not a manifest: "),
+        (
+            lambda f: (f / "bundle.json").write_bytes(b" " * (2**24 + 1)),
+            r"bundle\.json: must be at most 16777216 bytes",
+        ),
         (lambda f: (f / "bundle.json").write_text("[]"), r"schema_version must be a positive integer, got None"),
         (lambda f: edit(f, lambda m: m.update(schema_version="1")), r"must be a positive integer, got '1'"),
         (
@@ -89,6 +93,10 @@ def test_what_export_wrote_is_believed_and_its_graph_is_as_the_manifest_says(nam
         (lambda f: truncate(f / "tokenizer.json"), r"tokenizer\.json: has \d+ bytes, bundle\.json says \d+"),
         (lambda f: tamper(f / "encoder.onnx"), r"encoder\.onnx: SHA-256 is \w{64}, bundle\.json says \w{64}"),
         (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json: is missing"),
+        (
+            lambda f: ((f / "MODEL.md").unlink(), (f / "MODEL.md").symlink_to("nothing")),
+            r"MODEL\.md: is not a regular file",
+        ),
         (lambda f: (f / "extra.bin").touch(), r"extra\.bin: is not listed in bundle\.json"),
         (lambda f: ((f / "sub").mkdir(), (f / "sub/x").touch()), r"sub/x: is not listed in bundle\.json"),
         (list_path("../other"), r"'\.\./other' must be a plain path inside the bundle"),

@@ -48,7 +48,7 @@ class InferenceServicer(InferenceServiceServicer):
         timer = Timer()
         prompt = await prompt_tokens(request.prompt, model)
         tokenize_seconds = timer.seconds()
-        work = generation_request(request, prompt, model, self._settings.default_max_tokens)
+        work = await generation_request(request, prompt, model, self._settings.default_max_tokens)
         async with aclosing(generate(current.get(), model, header, work, tokenize_seconds)) as responses:
             async for response in responses:
                 yield response

@@ -1,0 +1,148 @@
+"""Generate's parameters: message → the plain values of a GenerationRequest, every one checked and decided."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+from polyhead.server.constraints import Constraint, Grammar
+from polyhead.server.engine.sequence import Sampling, Stopping
+from polyhead.server.errors import InvalidInput
+from polyhead.server.loader import LiveModel
+from polyhead.server.ranges import LOGIT_BIAS, SAMPLING
+from polyhead.v1 import bundle_pb2, inference_pb2
+
+MAX_STOP_STRINGS = 16
+MAX_BAD_WORDS = 64
+MAX_STRING_CHARACTERS = 256
+MAX_LOGIT_BIAS = 1024
+MAX_LOGPROBS = 20
+MAX_CHOICES = 256
+MAX_CONSTRAINT_CHARACTERS = 65_536
+MAX_PRIORITY = 100
+
+
+def sampling(given: inference_pb2.SamplingParameters, model: LiveModel) -> Sampling:
+    """What is unset comes from the bundle, else from `Sampling`. A seed is drawn if there is none."""
+    plain = plain_values(given, model.manifest.sampling_defaults)
+    size = model.manifest.limits.vocabulary_size
+    seed = int(plain.pop("seed")) if "seed" in plain else secrets.randbits(64)
+    top_k = min(int(plain.pop("top_k", 0)), size)
+    return Sampling(
+        seed=seed, top_k=top_k, logit_bias=logit_bias(given, size), bad_words=bad_words(given.bad_words, model), **plain
+    )
+
+
+def plain_values(given: inference_pb2.SamplingParameters, defaults: bundle_pb2.SamplingDefaults) -> dict[str, float]:
+    """Every number that is set somewhere, checked."""
+    fields = (field for message in (defaults, given) for field in message.ListFields())
+    values = {field.name: value for field, value in fields if field.name not in ("logit_bias", "bad_words")}
+    for name, value in values.items():
+        if name != "seed":
+            SAMPLING[name].check(f"sampling.{name}", value)
+    return values
+
+
+def logit_bias(given: inference_pb2.SamplingParameters, vocabulary_size: int) -> tuple[tuple[int, float], ...]:
+    if len(given.logit_bias) > MAX_LOGIT_BIAS:
+        raise InvalidInput(
+            "sampling.logit_bias", f"must have at most {MAX_LOGIT_BIAS} tokens, got {len(given.logit_bias)}"
+        )
+    for token, value in given.logit_bias.items():
+        if token >= vocabulary_size:
+            raise InvalidInput(
+                "sampling.logit_bias", f"tokens must be below the vocabulary size {vocabulary_size}, got {token}"
+            )
+        LOGIT_BIAS.check(f"sampling.logit_bias[{token}]", value)
+    return tuple(sorted(given.logit_bias.items()))
+
+
+def bad_words(words: Sequence[str], model: LiveModel) -> tuple[tuple[int, ...], ...]:
+    """Each as the tokens it has at the beginning of a text and after a space."""
+    check_strings("sampling.bad_words", words, MAX_BAD_WORDS)
+    encode = model.tokenizer.encode
+    return tuple({tuple(encode(text, add_special_tokens=False)): None for word in words for text in (word, f" {word}")})
+
+
+def stopping(given: inference_pb2.StoppingCriteria, room: int, prompt_tokens: int, default_max_tokens: int) -> Stopping:
+    """`room`: what the slot can still hold after the prompt, in tokens; at least 1."""
+    max_tokens = given.max_tokens if given.HasField("max_tokens") else min(default_max_tokens, room)
+    if not 1 <= max_tokens <= room:
+        limit = f"1 to {room} (a slot's {room + prompt_tokens} tokens minus the prompt's {prompt_tokens})"
+        raise InvalidInput("stopping.max_tokens", f"must be {limit}, got {max_tokens}")
+    if given.min_tokens > max_tokens:
+        raise InvalidInput("stopping.min_tokens", f"must be 0 to max_tokens {max_tokens}, got {given.min_tokens}")
+    check_strings("stopping.stop", given.stop, MAX_STOP_STRINGS)
+    return Stopping(max_tokens, given.min_tokens, tuple(given.stop), given.ignore_eos)
+
+
+def check_strings(field: str, texts: Sequence[str], most: int) -> None:
+    """At most so many, none empty and none too long."""
+    if len(texts) > most:
+        raise InvalidInput(field, f"must be at most {most} strings, got {len(texts)}")
+    for index, text in enumerate(texts):
+        if not 1 <= len(text) <= MAX_STRING_CHARACTERS:
+            limit = f"1 to {MAX_STRING_CHARACTERS} characters"
+            raise InvalidInput(f"{field}[{index}]", f"must have {limit}, got {len(text)}")
+
+
+def alternatives(request: inference_pb2.GenerateRequest, field: str, vocabulary_size: int) -> int | None:
+    """`logprobs` or `prompt_logprobs`; None if unset."""
+    if not request.HasField(field):  # type: ignore[arg-type]
+        return None
+    limit, given = min(MAX_LOGPROBS, vocabulary_size), int(getattr(request, field))
+    if given > limit:
+        raise InvalidInput(field, f"must be 0 to {limit}, got {given}")
+    return given
+
+
+def sample_count(request: inference_pb2.GenerateRequest, slots: int) -> int:
+    count = request.samples if request.HasField("samples") else 1
+    if not 1 <= count <= slots:
+        raise InvalidInput("samples", f"must be 1 to {slots}, the model's slots, got {count}")
+    return count
+
+
+def priority(request: inference_pb2.GenerateRequest) -> int:
+    if abs(request.priority) > MAX_PRIORITY:
+        raise InvalidInput("priority", f"must be -{MAX_PRIORITY} to {MAX_PRIORITY}, got {request.priority}")
+    return request.priority
+
+
+async def grammar(request: inference_pb2.GenerateRequest, model: LiveModel) -> Grammar | None:
+    """The compiled constraint, if there is one. Compiling may take a second, so it has a thread of its own."""
+    if not request.HasField("constraint"):
+        return None
+    constraint = checked_constraint(request.constraint)
+    if request.stopping.ignore_eos:
+        raise InvalidInput("stopping.ignore_eos", "must not be set together with constraint, whose end is an end token")
+    if request.stopping.min_tokens:
+        raise InvalidInput("stopping.min_tokens", "must not be set together with constraint, which says when to end")
+    assert model.grammars is not None, "a model that generates has a compiler"
+    return await asyncio.to_thread(model.grammars.compile, constraint)
+
+
+def checked_constraint(given: inference_pb2.Constraint) -> Constraint:
+    kind = given.WhichOneof("constraint")
+    if kind is None:
+        raise InvalidInput("constraint", "must have one of json_schema, regex, lark and choice; got none")
+    if kind == "choice":
+        return Constraint(kind, choices=checked_choices(given.choice.choices))
+    text: str = getattr(given, kind)
+    if not 1 <= len(text) <= MAX_CONSTRAINT_CHARACTERS:
+        raise InvalidInput(
+            f"constraint.{kind}", f"must have 1 to {MAX_CONSTRAINT_CHARACTERS} characters, got {len(text)}"
+        )
+    return Constraint(kind, text)
+
+
+def checked_choices(choices: Sequence[str]) -> tuple[str, ...]:
+    field, characters = "constraint.choice.choices", sum(map(len, choices))
+    if not 1 <= len(choices) <= MAX_CHOICES:
+        raise InvalidInput(field, f"must be 1 to {MAX_CHOICES} strings, got {len(choices)}")
+    if characters > MAX_CONSTRAINT_CHARACTERS:
+        raise InvalidInput(
+            field, f"must have at most {MAX_CONSTRAINT_CHARACTERS} characters together, got {characters}"
+        )
+    if "" in choices or len(set(choices)) < len(choices):
+        raise InvalidInput(field, "must be different from each other and not empty")
+    return tuple(choices)
