@@ -71,7 +71,7 @@ def verify_decoder(model: GPT, decoder: Decoder) -> Verification:
 
 def prompt_lengths(decoder: Decoder) -> list[int]:
     """As many as fit the decoder's slots, around the borders of chunks; each leaves room for an answer."""
-    chunk, longest = decoder.prefill_chunk, max(1, decoder.capacity - STEPS)
+    chunk, longest = decoder.prefill_chunk, max(decoder.capacity - STEPS, decoder.capacity // 2)
     wanted = (1, 2, 3, 7, chunk - 1, chunk, chunk + 1, 2 * chunk + 3)
     return sorted({max(1, min(length, longest)) for length in wanted})[: decoder.slots]
 
@@ -79,13 +79,14 @@ def prompt_lengths(decoder: Decoder) -> list[int]:
 def answer(decoder: Decoder, prompts: Sequence[list[int]], steps: int) -> list[Answer]:
     """Prefill each prompt in chunks, in a slot of its own, then decode all of them together."""
     rows = [list(prompt) for prompt in prompts]
-    last = [_copy(_prefill(decoder, slot, prompt)) for slot, prompt in enumerate(prompts)]
+    top_k = min(TOP_K, decoder.vocabulary_size)
+    last = [_copy(_prefill(decoder, slot, prompt, top_k)) for slot, prompt in enumerate(prompts)]
     outputs = [_join(last, np.concatenate)]
     for _ in range(steps):
         for row, token in zip(rows, outputs[-1].topk_ids[:, 0], strict=True):
             row.append(int(token))
         past = np.array([len(row) - 1 for row in rows])
-        outputs.append(_copy(decoder.decode(np.array([row[-1] for row in rows]), past, TOP_K)))
+        outputs.append(_copy(decoder.decode(np.array([row[-1] for row in rows]), past, top_k)))
     steps_of_rows = _join(outputs, partial(np.stack, axis=1))  # (rows, 1 + steps, …)
     return [
         Answer(row, decoder.cached(i, len(row)).copy(), *(array[i] for array in _arrays(steps_of_rows)))
@@ -93,10 +94,10 @@ def answer(decoder: Decoder, prompts: Sequence[list[int]], steps: int) -> list[A
     ]
 
 
-def _prefill(decoder: Decoder, slot: int, prompt: list[int]) -> StepOutput:
+def _prefill(decoder: Decoder, slot: int, prompt: list[int], top_k: int) -> StepOutput:
     for start in range(0, len(prompt), decoder.prefill_chunk):
         chunk = np.array(prompt[start : start + decoder.prefill_chunk])
-        output = decoder.append(slot, chunk, start, TOP_K)
+        output = decoder.append(slot, chunk, start, top_k)
     return output
 
 
