@@ -1,5 +1,6 @@
 """`polyhead train RECIPE`: each recipe is a module with `add_arguments(parser)` and `run(args) -> exit code`."""
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from importlib import import_module
@@ -32,6 +33,9 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     if argv[0] not in RECIPES:
         return _fail(f"no recipe {argv[0]!r}; there are {', '.join(RECIPES)}", 2)
+    # Threads that wait for each other sleep instead of spinning: where other programs want the cores too, spinning made
+    # a step on two threads seven times slower. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         recipe = cast(RecipeModule, import_module(f"polyhead.train.{argv[0]}"))  # a module imports torch: only now
         parser = ArgumentParser(
