@@ -8,6 +8,7 @@ Shapes: N rows, K candidates, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nextafter
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,15 @@ def choose(rows: Sequence[Row], topk_values: Floats, topk_ids: Ids, logits: Floa
     """
     tokens: list[int] = topk_ids[:, 0].tolist()
     values: list[float] = topk_values[:, 0].tolist()
+    reading = [i for i, row in enumerate(rows) if row.reads_logits]
     within = [i for i, row in enumerate(rows) if row.options.temperature > 0 and not row.reads_logits]
     if within:
         at = _sample_candidates([rows[i] for i in within], topk_values[within])
-        for i, column in zip(within, at.tolist(), strict=True):
+        for i, column in zip(within, at, strict=True):
             tokens[i], values[i] = int(topk_ids[i, column]), float(topk_values[i, column])
-    for i, row in enumerate(rows):
-        if row.reads_logits:
-            tokens[i] = _choose_from_logits(row, logits[i])
+    if reading:
+        for i, u in zip(reading, uniform([rows[i] for i in reading]).tolist(), strict=True):
+            tokens[i] = _choose_from_logits(rows[i], logits[i], u)
             values[i] = float(logits[i, tokens[i]])
     return tokens, values
 
@@ -110,7 +112,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _sample_candidates(rows: Sequence[Row], values: Floats) -> Ids:
+def _sample_candidates(rows: Sequence[Row], values: Floats) -> list[int]:
     """The column chosen in each row of values (N, K), which are sorted best first; all rows have 0 < top_k <= K."""
     options = [row.options for row in rows]
     temperature = np.array([o.temperature for o in options])[:, None]
@@ -122,10 +124,11 @@ def _sample_candidates(rows: Sequence[Row], values: Floats) -> Ids:
     top_p = np.array([o.top_p for o in options])[:, None]
     min_p = np.array([o.min_p for o in options])[:, None]
     weights[((before >= top_p * total) & (before > 0)) | (weights < min_p)] = 0.0
-    return _pick(np.cumsum(weights, axis=1), uniform(rows))
+    cumulative = np.cumsum(weights, axis=1)
+    return [_pick(row, u) for row, u in zip(cumulative, uniform(rows).tolist(), strict=True)]
 
 
-def _choose_from_logits(row: Row, logits: Floats) -> int:
+def _choose_from_logits(row: Row, logits: Floats, u: float) -> int:
     """The token chosen from one row of logits (V,): adjustments, temperature, top-k, top-p, min-p, typical, draw."""
     options = row.options
     scores = logits if row.adjustment is None else _adjusted(row.adjustment, options.repetition_penalty, logits)
@@ -134,9 +137,8 @@ def _choose_from_logits(row: Row, logits: Floats) -> int:
     weights = np.exp((scores - scores.max()) / np.float32(options.temperature))  # (V,), the best is 1
     ids = _candidates(weights, options)
     if ids is None:
-        return _pick_from_all(weights, float(uniform([row])[0]))
-    cumulative = np.cumsum(weights[ids], dtype=np.float64)
-    return int(ids[_pick(cumulative[None], uniform([row]))[0]])
+        return _pick_from_all(weights, u)
+    return int(ids[_pick(np.cumsum(weights[ids], dtype=np.float64), u)])
 
 
 def _adjusted(adjustment: Adjustment, penalty: float, logits: Floats) -> Floats:
@@ -202,23 +204,20 @@ def _typical(weights: Floats, ids: Ids, typical_p: float) -> Ids:
     return np.asarray(ids[order[: int(np.searchsorted(mass, typical_p)) + 1]])
 
 
-def _pick(cumulative: NDArray[np.float64], u: NDArray[np.float64]) -> Ids:
-    """(N, K) cumulative weights and (N,) numbers in [0, 1) -> the columns they fall into, never one of weight 0."""
-    total = cumulative[:, -1]
-    targets = np.minimum(u * total, np.nextafter(total, 0.0))  # rounding must not reach past the last
-    return np.array(
-        [np.searchsorted(row, t, side="right") for row, t in zip(cumulative, targets, strict=True)], np.int64
-    )
+def _pick(cumulative: NDArray[np.float64], u: float) -> int:
+    """Cumulative weights (K,) and a number in [0, 1) -> the place it falls into, never one of weight 0."""
+    total = float(cumulative[-1])
+    target = min(u * total, nextafter(total, 0.0))  # rounding must not reach past the last
+    return int(cumulative.searchsorted(target, side="right"))
 
 
 def _pick_from_all(weights: Floats, u: float) -> int:
-    """As `_pick` for one row (V,): finds the block first and then the token in it, which spares a running sum over all."""
+    """As `_pick` of the running sum of weights (V,): finds a block first and then the token in it, which is faster."""
     whole = len(weights) // _BLOCK * _BLOCK
-    sums = weights[:whole].reshape(-1, _BLOCK).sum(axis=1, dtype=np.float32).astype(np.float64)
-    running = np.cumsum(np.append(sums, weights[whole:].sum(dtype=np.float64)))
-    block = int(_pick(running[None], np.array([u]))[0])
+    sums = np.add.reduce(weights[:whole].reshape(-1, _BLOCK), axis=1)
+    running = np.cumsum(np.append(sums, np.add.reduce(weights[whole:])), dtype=np.float64)
+    block = _pick(running, u)
     start = block * _BLOCK
-    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
-    already = running[block - 1] if block else 0.0
-    share = min(max((u * running[-1] - already) / (running[block] - already), 0.0), 1.0)
-    return start + int(_pick(inside[None], np.array([share]))[0])
+    already = float(running[block - 1]) if block else 0.0
+    share = (u * float(running[-1]) - already) / (float(running[block]) - already)
+    return start + _pick(np.cumsum(weights[start : start + _BLOCK], dtype=np.float64), min(max(share, 0.0), 1.0))

@@ -1,0 +1,98 @@
+"""What the generation engine adds around the model's own runs: tokens/s in process, and the share of time outside `session.run`.
+
+    python tests/perf/engine_overhead.py MODELS/NAME/VERSION [--streams 16] [--prompt 128] [--tokens 128] [--threads N]
+
+Prints a line for greedy choice, top-k 50 and unrestricted sampling. `overhead` is the time outside model runs in percent of the
+time in them, over all steps in which every stream decodes.
+"""
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyhead.server.bundle import read_bundle
+from polyhead.server.engine.generator import Generator
+from polyhead.server.engine.scheduler import GeneratorLimits
+from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
+from polyhead.server.runtime import threads
+from polyhead.server.runtime.decoder import Decoder
+from polyhead.server.tokenizer import Tokenizer
+
+SAMPLINGS = {
+    "greedy": Sampling(seed=0, temperature=0.0),
+    "top-k 50": Sampling(seed=0, top_k=50),
+    "top-p 0.95": Sampling(seed=0, top_p=0.95),
+    "unrestricted": Sampling(seed=0),
+}
+
+
+class Stopwatch:
+    """An observer that adds up the time of full steps, in the model and around it."""
+
+    def __init__(self, streams: int) -> None:
+        self._streams = streams
+        self.inside = self.outside = 0.0
+        self._ended: float | None = None
+
+    def ran(self, *, rows: int, tokens: int, padding: int, seconds: float) -> None:
+        now = time.perf_counter()
+        full = rows == self._streams
+        if full and self._ended is not None:
+            self.inside += seconds
+            self.outside += now - self._ended - seconds
+        self._ended = now if full else None
+
+    def queue_size(self, requests: int) -> None: ...
+
+    def running(self, requests: int) -> None: ...
+
+    def first_token(self, seconds: float) -> None: ...
+
+    def inter_token(self, seconds: float) -> None: ...
+
+
+async def measure(engine: Generator, requests: list[GenerationRequest]) -> float:
+    """Seconds until all are answered."""
+
+    async def consume(request: GenerationRequest) -> None:
+        async for _ in engine.submit(request):
+            pass
+
+    began = time.perf_counter()
+    await asyncio.gather(*map(consume, requests))
+    return time.perf_counter() - began
+
+
+async def main(options: argparse.Namespace) -> None:
+    threads.configure(options.threads)
+    bundle = read_bundle(options.bundle)
+    tokenizer = Tokenizer.from_file(bundle.tokenizer, bundle.manifest.tokenizer)
+    rng = np.random.default_rng(0)
+    vocabulary, capacity = bundle.manifest.limits.vocabulary_size, options.prompt + options.tokens
+    prompts = [tuple(rng.integers(0, vocabulary, options.prompt).tolist()) for _ in range(options.streams)]
+    stopping = Stopping(max_tokens=options.tokens, ignore_eos=True)
+    for name, sampling in SAMPLINGS.items():
+        watch: Any = Stopwatch(options.streams)
+        decoder = Decoder(bundle.graph, bundle.manifest, slots=options.streams, capacity=capacity)
+        engine = Generator(decoder, tokenizer, GeneratorLimits(), watch)
+        engine.start()
+        await measure(engine, [GenerationRequest(p, sampling, Stopping(max_tokens=8, ignore_eos=True)) for p in prompts])
+        seconds = await measure(engine, [GenerationRequest(p, sampling, stopping) for p in prompts])
+        engine.close()
+        steps = options.streams * options.tokens / seconds
+        share = watch.outside / max(watch.inside, 1e-9)
+        print(f"{name:<14}{steps:8.0f} tokens/s over all   overhead {100 * share:5.1f} %", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int)
+    asyncio.run(main(parser.parse_args()))
