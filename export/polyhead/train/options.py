@@ -38,7 +38,9 @@ def add_loop_arguments(parser: ArgumentParser, recipe: str) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--out", type=Path, default=Path("runs") / recipe, metavar="DIR", help=f"(runs/{recipe})")
     group.add_argument("--steps", type=int)
-    group.add_argument("--max-seconds", type=float, metavar="S", help="stop in good order by then, steps left or not")
+    group.add_argument(
+        "--max-seconds", type=float, metavar="S", help="end in good order after so long, data preparation aside"
+    )
     group.add_argument("--batch-size", type=int)
     group.add_argument("--learning-rate", type=float, help="the peak, after warm-up")
     group.add_argument("--warmup-steps", type=int)
