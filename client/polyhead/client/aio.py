@@ -41,7 +41,8 @@ _Response = TypeVar("_Response")
 
 
 class AsyncGenerationStream(AnswerStream, AsyncIterator[Piece]):
-    """The pieces of one answer as they come; `async with` or `close()` ends it early, and so does dropping it.
+    """The pieces of one answer, or of several samples in turn, as they come; `async with` or `close()` ends it early, and so does
+    dropping it.
 
     The request is sent at once, and again as the client's retry policy says until its first message has come, after that
     never. Iterating raises a PolyheadError if the call fails.
@@ -78,10 +79,17 @@ class AsyncGenerationStream(AnswerStream, AsyncIterator[Piece]):
         raise StopAsyncIteration
 
     async def result(self) -> Generation:
-        """Reads what is still to come and returns the whole answer; raises Cancelled if the stream was closed before its end."""
+        """The whole answer of a request for one sample, as `results` gives it; ValueError if there are several."""
+        self._only_one()
+        return (await self.results())[0]
+
+    async def results(self) -> tuple[Generation, ...]:
+        """Reads what is still to come and returns each sample's whole answer, by sample index; raises Cancelled if the
+        stream was closed before its end.
+        """
         async for _ in self:
             pass
-        return self._generation()
+        return self._generations()
 
     async def close(self) -> None:
         """Ends the iteration, and the call if it still runs; the server then frees what it held for it."""
@@ -118,10 +126,12 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncGenerationStream:
-        """Continues a prompt, a text or token ids; `async for` over the pieces, or await `.result()` for the whole.
+        """Continues a prompt, a text or token ids; `async for` over the pieces, or await `.result()` for the whole
+        (`.results()` of several samples).
 
-        The options are those of `GenerateOptions`: temperature, top_k, top_p, min_p, repetition_penalty, seed, max_tokens,
-        min_tokens, stop, ignore_eos, logprobs.
+        The options are those of `GenerateOptions`: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
+        presence_penalty, frequency_penalty, logit_bias, bad_words, seed; max_tokens, min_tokens, stop, ignore_eos; logprobs,
+        prompt_logprobs; samples; one of json_schema, regex, grammar and choices; prompt_lookup, priority.
         """
         request = requests.generate_request(prompt, model, version, request_id, options)
         return AsyncGenerationStream(self._inference.Generate, request, self._attempts(timeout))

@@ -1,5 +1,6 @@
 """What callers say → request messages. Ranges are the server's to check; here a value only has to fit its field."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 from uuid import uuid4
@@ -28,6 +29,16 @@ class GenerateOptions(TypedDict, total=False):
     """0 to 1: only tokens at least this many times as likely as the likeliest."""
     repetition_penalty: float | None
     """Above 0 to 10; 1 does nothing."""
+    typical_p: float | None
+    """Above 0 to 1: only the tokens whose surprise is nearest to the expected one, up to this probability together."""
+    presence_penalty: float | None
+    """-2 to 2: subtracted from the logits of tokens that the answer has already."""
+    frequency_penalty: float | None
+    """-2 to 2: subtracted from the logits of tokens, once for each time that the answer has them."""
+    logit_bias: Mapping[int, float] | None
+    """Token ids, each with -100 to 100 that is added to its logit."""
+    bad_words: str | Sequence[str] | None
+    """Up to 64 strings that must not appear, as their own tokenization writes them."""
     seed: int | None
     """0 to 2**64 - 1. The same seed and request give the same answer."""
     max_tokens: int | None
@@ -40,10 +51,38 @@ class GenerateOptions(TypedDict, total=False):
     """Go on after the model's end tokens."""
     logprobs: int | None
     """0 to 20: each token's log-probability and those of that many likeliest alternatives."""
+    prompt_logprobs: int | None
+    """0 to 20: the same of the prompt's tokens after the first."""
+    samples: int | None
+    """1 to the number of the model's slots: so many independent answers; take them with `results()`."""
+    json_schema: str | Mapping[str, Any] | None
+    """A JSON schema that the answer fits. At most one of this and the next three may be given."""
+    regex: str | None
+    """A regular expression in the syntax of Rust's regex crate that matches all of the answer."""
+    grammar: str | None
+    """A context-free grammar in Lark's syntax, beginning with `start`, that the answer follows."""
+    choices: str | Sequence[str] | None
+    """Strings of which the answer is one."""
+    prompt_lookup: bool | None
+    """Guess next tokens from prompt and answer, several at once: faster where text repeats, but near ties may fall otherwise."""
+    priority: int | None
+    """-100 to 100: requests of higher priority leave the server's queue first."""
 
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "typical_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos")
+_REQUEST = ("logprobs", "prompt_logprobs", "samples", "prompt_lookup", "priority")
+_CONSTRAINTS = ("json_schema", "regex", "grammar", "choices")
 
 
 def generate_request(
@@ -57,9 +96,12 @@ def generate_request(
     _set_input(request.prompt, "prompt", prompt)
     _fill(request.sampling, "sampling.", _SAMPLING, options)
     _fill(request.stopping, "stopping.", _STOPPING, options)
-    _fill(request, "", ("logprobs",), options)
-    if stop := options.get("stop"):
-        _extend(request.stopping.stop, "stopping.stop", [stop] if isinstance(stop, str) else stop)
+    _fill(request, "", _REQUEST, options)
+    _extend(request.stopping.stop, "stopping.stop", options.get("stop"))
+    _extend(request.sampling.bad_words, "sampling.bad_words", options.get("bad_words"))
+    if (bias := options.get("logit_bias")) is not None:
+        _update(request.sampling.logit_bias, "sampling.logit_bias", bias)
+    _constrain(request, options)
     return request
 
 
@@ -90,7 +132,7 @@ def tokenize_request(
     """Raises TypeError or InvalidInput as `generate_request` does."""
     request = inference_pb2.TokenizeRequest(add_special_tokens=add_special_tokens)
     _address(request, model, version, request_id)
-    _extend(request.texts, "texts", [texts] if isinstance(texts, str) else texts)
+    _extend(request.texts, "texts", texts)
     return request
 
 
@@ -116,11 +158,48 @@ def _fill(message: Message, path: str, names: Iterable[str], values: Mapping[str
                 raise _refusal(path + name, value, error) from error
 
 
-def _extend(values: Any, path: str, given: Iterable[object]) -> None:
+def _extend(values: Any, path: str, given: str | Iterable[object] | None) -> None:
+    """One string needs no list."""
+    texts = [given] if isinstance(given, str) else given
+    if not texts:
+        return  # else the message that has the field would count as set
     try:
-        values.extend(given)
+        values.extend(texts)
     except (TypeError, ValueError) as error:
         raise _refusal(path, given, error) from error
+
+
+def _update(values: Any, path: str, given: Mapping[int, float]) -> None:
+    try:
+        values.update(given)
+    except (TypeError, ValueError) as error:
+        raise _refusal(path, given, error) from error
+
+
+def _constrain(request: inference_pb2.GenerateRequest, options: GenerateOptions) -> None:
+    given = {name: options.get(name) for name in _CONSTRAINTS if options.get(name) is not None}
+    if len(given) > 1:
+        description = f"at most one of {', '.join(_CONSTRAINTS)} may be given, got {' and '.join(given)}"
+        raise InvalidInput(f"constraint: {description}", violations=(FieldViolation("constraint", description),))
+    if "choices" in given:
+        request.constraint.choice.SetInParent()  # so that no choices at all are the server's to refuse
+        _extend(request.constraint.choice.choices, "constraint.choice.choices", options.get("choices"))
+    texts = {
+        "json_schema": _json(options.get("json_schema")),
+        "regex": given.get("regex"),
+        "lark": given.get("grammar"),
+    }
+    _fill(request.constraint, "constraint.", texts, texts)
+
+
+def _json(schema: object) -> object:
+    """A schema given as a mapping, as text."""
+    if not isinstance(schema, Mapping):
+        return schema
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise _refusal("constraint.json_schema", schema, error) from error
 
 
 def _add_inputs(request: inference_pb2.ClassifyRequest | inference_pb2.EmbedRequest, texts: Texts) -> None:

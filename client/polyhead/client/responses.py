@@ -38,8 +38,9 @@ def piece(message: inference_pb2.GenerateResponse) -> Piece:
     # Runs once a token: most messages have but a text and a token id, so the rest is only looked at where it is.
     text, token_ids = message.text, tuple(message.token_ids)
     logprobs = tuple(map(_token_logprob, message.logprobs)) if message.logprobs else ()
+    of_prompt = tuple(map(_token_logprob, message.prompt_logprobs)) if message.prompt_logprobs else ()
     if not message.finish_reason:
-        return Piece(text, token_ids, logprobs, message.sample_index)
+        return Piece(text, token_ids, logprobs, message.sample_index, prompt_logprobs=of_prompt)
     return Piece(
         text,
         token_ids,
@@ -48,6 +49,7 @@ def piece(message: inference_pb2.GenerateResponse) -> Piece:
         _FINISH_REASONS.get(message.finish_reason, str(message.finish_reason)),
         _usage(message.usage),
         _timing(message.timing),
+        of_prompt,
     )
 
 
@@ -114,7 +116,13 @@ def _envelope(
 
 
 def _usage(message: inference_pb2.Usage) -> Usage:
-    return Usage(message.prompt_tokens, message.generated_tokens)
+    return Usage(
+        message.prompt_tokens,
+        message.generated_tokens,
+        message.cached_prompt_tokens,
+        message.drafted_tokens,
+        message.accepted_tokens,
+    )
 
 
 def _timing(message: inference_pb2.Timing) -> Timing:

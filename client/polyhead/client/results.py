@@ -11,6 +11,12 @@ class Usage:
 
     prompt_tokens: int
     generated_tokens: int
+    cached_prompt_tokens: int = 0
+    """Of the prompt's tokens, those that an earlier prompt with the same beginning had computed. Generate only."""
+    drafted_tokens: int = 0
+    """Guessed by prompt lookup. Generate only."""
+    accepted_tokens: int = 0
+    """Of these, the ones that the model confirmed. Generate only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one message added to an answer. The last piece has finish_reason, usage and timing."""
+    """What one message added to an answer. Each sample's last piece has finish_reason, usage and timing."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -48,6 +54,8 @@ class Piece:
     """`eos`, `stop` or `length`."""
     usage: Usage | None = None
     timing: Timing | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """In the first piece of sample 0 if asked for: of the prompt's second token and those after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +81,10 @@ class Generation(Answer):
     """`eos`, `stop` or `length`."""
     seed: int
     """The seed in use, drawn by the server if the request had none."""
+    sample_index: int = 0
+    """Which of the request's samples this is."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the prompt's second token and those after it, if asked for; only sample 0 has them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ class AnswerStream:
     def __init__(self, request: inference_pb2.GenerateRequest, attempts: Attempts) -> None:
         self._request = request
         self._attempts = attempts
+        self._samples = request.samples or 1
         self._pieces: list[Piece] = []
         self._failure: PolyheadError | None = None
         self._closed = False
@@ -62,11 +63,20 @@ class AnswerStream:
             self._failure = failure
             raise
 
-    def _generation(self) -> Generation:
-        """The whole of a stream that has ended; raises what it failed with."""
+    def _only_one(self) -> None:
+        """Raises ValueError if the request asks for several samples: one of them would not be the result."""
+        if self._samples > 1:
+            raise ValueError(f"the request asks for {self._samples} samples: take them with results()")
+
+    def _generations(self) -> tuple[Generation, ...]:
+        """Every sample's answer from a stream that has ended; raises what it failed with."""
         if self._failure:
             raise self._failure
-        last = self._pieces[-1] if self._pieces else None
+        return tuple(map(self._generation, range(self._samples)))
+
+    def _generation(self, sample_index: int) -> Generation:
+        pieces = [piece for piece in self._pieces if piece.sample_index == sample_index]
+        last = pieces[-1] if pieces else None
         if last is None or last.finish_reason is None or last.usage is None or last.timing is None:
             if self._closed:
                 raise cancelled(self._request_id)
@@ -78,9 +88,11 @@ class AnswerStream:
             version=self._version or "",
             usage=last.usage,
             timing=last.timing,
-            text="".join(piece.text for piece in self._pieces),
-            token_ids=tuple(token_id for piece in self._pieces for token_id in piece.token_ids),
-            logprobs=tuple(logprob for piece in self._pieces for logprob in piece.logprobs),
+            text="".join(piece.text for piece in pieces),
+            token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
+            logprobs=tuple(logprob for piece in pieces for logprob in piece.logprobs),
             finish_reason=last.finish_reason,
             seed=self._seed or 0,
+            sample_index=sample_index,
+            prompt_logprobs=tuple(logprob for piece in pieces for logprob in piece.prompt_logprobs),
         )

@@ -33,7 +33,8 @@ _Response = TypeVar("_Response")
 
 
 class GenerationStream(AnswerStream, Iterator[Piece]):
-    """The pieces of one answer as they come; `with` or `close()` ends it early, and so does dropping it.
+    """The pieces of one answer, or of several samples in turn, as they come; `with` or `close()` ends it early, and so does
+    dropping it.
 
     The request is sent at once, and again as the client's retry policy says until its first message has come, after that
     never. Iterating raises a PolyheadError if the call fails.
@@ -61,10 +62,17 @@ class GenerationStream(AnswerStream, Iterator[Piece]):
         raise StopIteration
 
     def result(self) -> Generation:
-        """Reads what is still to come and returns the whole answer; raises Cancelled if the stream was closed before its end."""
+        """The whole answer of a request for one sample, as `results` gives it; ValueError if there are several."""
+        self._only_one()
+        return (self.results())[0]
+
+    def results(self) -> tuple[Generation, ...]:
+        """Reads what is still to come and returns each sample's whole answer, by sample index; raises Cancelled if the
+        stream was closed before its end.
+        """
         for _ in self:
             pass
-        return self._generation()
+        return self._generations()
 
     @property
     def text(self) -> str:
@@ -121,10 +129,12 @@ class Client(BaseClient):
         timeout: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> GenerationStream:
-        """Continues a prompt, a text or token ids; iterate over the pieces, or take `.result()` or `.text` as a whole.
+        """Continues a prompt, a text or token ids; iterate over the pieces, or take `.result()` or `.text` as a whole
+        (`.results()` of several samples).
 
-        The options are those of `GenerateOptions`: temperature, top_k, top_p, min_p, repetition_penalty, seed, max_tokens,
-        min_tokens, stop, ignore_eos, logprobs.
+        The options are those of `GenerateOptions`: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
+        presence_penalty, frequency_penalty, logit_bias, bad_words, seed; max_tokens, min_tokens, stop, ignore_eos; logprobs,
+        prompt_logprobs; samples; one of json_schema, regex, grammar and choices; prompt_lookup, priority.
         """
         request = requests.generate_request(prompt, model, version, request_id, options)
         return GenerationStream(self._inference.Generate, request, self._attempts(timeout))

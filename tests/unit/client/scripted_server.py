@@ -1,8 +1,8 @@
 """A real gRPC server on a real port that answers from its requests and fails as a test scripts it.
 
-It echoes a prompt word by word, scores the labels `long` and `short` by a text's length, and embeds a text as the code
-points of its first three characters. The text `endless` never ends, `cut short` ends without
-a finish reason, `after N` is answered when N requests have come.
+It echoes a prompt word by word, in each further sample with the sample's index after it, scores the labels `long` and
+`short` by a text's length, and embeds a text as the code points of its first three characters. The text `endless` never
+ends, `cut short` ends without a finish reason, `after N` is answered when N requests have come.
 """
 
 # ruff: noqa: N802 -- methods have the names of the contract
@@ -125,11 +125,24 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             return
         if prompt == "cut short":
             return
+        for sample in range(request.samples or 1):
+            yield self._end(request, sample)
+
+    @staticmethod
+    def _end(request: inference_pb2.GenerateRequest, sample: int) -> inference_pb2.GenerateResponse:
+        words = len(text_of(request.prompt).split())
         timing = inference_pb2.Timing(time_to_first_token_seconds=0.4)
         timing.MergeFrom(TIMING)
-        usage = inference_pb2.Usage(prompt_tokens=len(prompt.split()), generated_tokens=len(prompt.split()))
-        yield inference_pb2.GenerateResponse(
-            finish_reason=inference_pb2.FINISH_REASON_LENGTH, usage=usage, timing=timing
+        guessed = (2, 1) if request.prompt_lookup else (0, 0)
+        usage = inference_pb2.Usage(
+            prompt_tokens=words,
+            generated_tokens=words + (sample > 0),
+            cached_prompt_tokens=1,
+            drafted_tokens=guessed[0],
+            accepted_tokens=guessed[1],
+        )
+        return inference_pb2.GenerateResponse(
+            sample_index=sample, finish_reason=inference_pb2.FINISH_REASON_LENGTH, usage=usage, timing=timing
         )
 
     def _words(
@@ -138,14 +151,25 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         for index, word in enumerate([*prompt.split(), ""]):
             if failure and failure.after == index:
                 abort(context, failure)
-            if word:
-                message = inference_pb2.GenerateResponse(text=word if index == 0 else f" {word}", token_ids=[index])
-                if index == 0:
-                    message.header.CopyFrom(header(request, "generate"))
-                    message.seed = request.sampling.seed or 7
-                if request.HasField("logprobs"):
-                    message.logprobs.append(logprob(word))
-                yield message
+            for sample in range(request.samples or 1):
+                text = word or (f"({sample})" if sample else "")
+                if text:
+                    yield self._word(request, text, index, sample)
+
+    @staticmethod
+    def _word(
+        request: inference_pb2.GenerateRequest, word: str, index: int, sample: int
+    ) -> inference_pb2.GenerateResponse:
+        text = word if index == 0 else f" {word}"
+        message = inference_pb2.GenerateResponse(text=text, token_ids=[index], sample_index=sample)
+        if index == sample == 0:
+            message.header.CopyFrom(header(request, "generate"))
+            message.seed = request.sampling.seed or 7
+            if request.HasField("prompt_logprobs"):
+                message.prompt_logprobs.extend(map(logprob, text_of(request.prompt).split()[1:]))
+        if request.HasField("logprobs"):
+            message.logprobs.append(logprob(word))
+        return message
 
     def Classify(self, request: inference_pb2.ClassifyRequest, context: Any) -> inference_pb2.ClassifyResponse:
         self._begin(request, context)

@@ -47,6 +47,13 @@ async def test_pieces_come_one_by_one_and_make_a_whole(async_client: AsyncClient
     assert (answer.text, answer.model, answer.seed, answer.request_id) == ("one two", "m", 5, "r")
 
 
+async def test_samples_come_in_turn_and_each_is_a_whole_answer(async_client: AsyncClient) -> None:
+    stream = async_client.generate("one two", samples=2)
+    with pytest.raises(ValueError, match=r"results\(\)"):
+        await stream.result()
+    assert [sample.text for sample in await stream.results()] == ["one two", "one two (1)"]
+
+
 async def test_every_call_answers(server: ScriptedServer, async_client: AsyncClient) -> None:
     assert (await async_client.classify("a")).results[0].best.label == "short"
     assert (await async_client.embed(["ab", "c"])).embeddings == [[97.0, 98.0], [99.0]]

@@ -13,6 +13,7 @@ from polyhead.client.requests import (
     get_model_request,
     tokenize_request,
 )
+from polyhead.v1 import inference_pb2 as pb
 
 
 def generate(prompt: Any = "hi", **options: Any) -> Any:
@@ -48,8 +49,55 @@ def test_every_option_of_generate_reaches_its_field() -> None:
     assert stopping.ignore_eos
 
 
+def test_what_weighs_tokens_and_how_to_serve_reach_their_fields() -> None:
+    request = generate(
+        typical_p=0.5,
+        presence_penalty=-1.5,
+        frequency_penalty=0.25,
+        logit_bias={3: -100, 2**32 - 1: 1.5},
+        bad_words=["a", "b"],
+        samples=4,
+        prompt_logprobs=0,
+        prompt_lookup=True,
+        priority=-7,
+    )
+    sampling = request.sampling
+    assert (sampling.typical_p, sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -1.5, 0.25)
+    assert (dict(sampling.logit_bias), list(sampling.bad_words)) == ({3: -100, 2**32 - 1: 1.5}, ["a", "b"])
+    assert (request.samples, request.prompt_lookup, request.priority) == (4, True, -7)
+    assert (request.HasField("prompt_logprobs"), request.prompt_logprobs) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "value"),
+    [
+        ({"json_schema": '{"type": "null"}'}, "json_schema", '{"type": "null"}'),
+        ({"json_schema": {"type": "object", "required": ["é"]}}, "json_schema", r'{"type": "object", "required": ["\u00e9"]}'),
+        ({"json_schema": {}}, "json_schema", "{}"),
+        ({"regex": ""}, "regex", ""),
+        ({"grammar": "start: /a/"}, "lark", "start: /a/"),
+        ({"choices": ["yes", "no"]}, "choice", pb.Choice(choices=["yes", "no"])),
+        ({"choices": "yes"}, "choice", pb.Choice(choices=["yes"])),
+        ({"choices": []}, "choice", pb.Choice()),
+    ],
+)  # fmt: skip
+def test_each_kind_of_constraint_reaches_its_field(options: dict[str, Any], kind: str, value: object) -> None:
+    constraint = generate(**options).constraint
+    assert constraint.WhichOneof("constraint") == kind
+    assert getattr(constraint, kind) == value
+
+
+def test_a_second_constraint_is_refused_with_the_names_of_both() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        generate(regex="a", choices=["b"], grammar=None)
+    assert caught.value.field == "constraint"
+    assert str(caught.value) == (
+        "constraint: at most one of json_schema, regex, grammar, choices may be given, got regex and choices"
+    )
+
+
 def test_what_is_not_said_stays_unset() -> None:
-    request = generate(temperature=None, stop=None)
+    request = generate(temperature=None, stop=None, bad_words=(), logit_bias=None, regex=None)
     assert [field.name for field, _ in request.ListFields()] == ["request_id", "prompt"]
 
 
@@ -100,6 +148,11 @@ def test_classify_embed_tokenize_and_model_carry_their_settings() -> None:
         ({"stop": ["\ud800"]}, "stopping.stop", "ud800"),
         ({"prompt": [1, -2]}, "prompt.token_ids", "-2"),
         ({"prompt": "\ud800"}, "prompt.text", "ud800"),
+        ({"logit_bias": {-1: 1.0}}, "sampling.logit_bias", "-1"),
+        ({"bad_words": ["\ud800"]}, "sampling.bad_words", "ud800"),
+        ({"samples": -1}, "samples", "-1"),
+        ({"priority": 2**31}, "priority", "2147483648"),
+        ({"choices": ["\ud800"]}, "constraint.choice.choices", "ud800"),
     ],
 )
 def test_a_value_that_cannot_be_sent_is_refused_by_name(options: dict[str, Any], field: str, given: str) -> None:
@@ -125,6 +178,10 @@ def test_a_long_value_is_shown_in_short() -> None:
         ({"prompt": 5}, "prompt must be a text or a list of token ids, not 5"),
         ({"prompt": ["a"]}, "prompt.token_ids: has a wrong type"),
         ({"stop": [1]}, "stopping.stop: has a wrong type"),
+        ({"logit_bias": {"a": 1.0}}, "sampling.logit_bias: has a wrong type"),
+        ({"logit_bias": 5}, "sampling.logit_bias: has a wrong type, given 5"),
+        ({"json_schema": {"const": {1}}}, "constraint.json_schema: has a wrong type"),
+        ({"regex": 5}, "constraint.regex: has a wrong type, given 5"),
     ],
 )
 def test_a_wrong_type_is_a_type_error_that_names_it(options: dict[str, Any], message: str) -> None:

@@ -47,6 +47,43 @@ def test_the_whole_answer_has_everything(client: Client) -> None:
     assert [(p.token, p.logprob, p.top[0].token) for p in answer.logprobs] == [("10", -0.5, "10"), ("11", -0.5, "11")]
 
 
+def test_samples_come_in_turn_and_each_is_a_whole_answer(client: Client) -> None:
+    stream = client.generate("one two", samples=2, prompt_logprobs=0, prompt_lookup=True)
+    first = next(stream)
+    assert (first.sample_index, [logprob.token for logprob in first.prompt_logprobs]) == (0, ["two"])
+    samples = stream.results()
+    assert [(s.sample_index, s.text, s.token_ids) for s in samples] == [
+        (0, "one two", (0, 1)),
+        (1, "one two (1)", (0, 1, 2)),
+    ]
+    assert [[logprob.token for logprob in sample.prompt_logprobs] for sample in samples] == [["two"], []]
+    usage = samples[1].usage
+    assert (usage.generated_tokens, usage.cached_prompt_tokens) == (3, 1)
+    assert (usage.drafted_tokens, usage.accepted_tokens) == (2, 1)
+
+
+def test_one_of_several_samples_is_not_the_result(client: Client) -> None:
+    stream = client.generate("one", samples=2)
+    with pytest.raises(ValueError, match=r"2 samples: take them with results\(\)"):
+        stream.result()
+    with pytest.raises(ValueError, match=r"results\(\)"):
+        _ = stream.text
+    assert len(stream.results()) == 2
+
+
+def test_results_of_one_sample_are_its_result(client: Client) -> None:
+    stream = client.generate("one", samples=1)
+    assert stream.results() == (stream.result(),)
+
+
+def test_samples_without_an_end_are_no_answer(client: Client) -> None:
+    with client.generate("one two", samples=2) as stream:
+        while next(stream).finish_reason is None:
+            pass  # until the end of sample 0
+    with pytest.raises(Cancelled):
+        stream.results()
+
+
 def test_text_waits_for_the_rest_of_a_stream_that_was_begun(client: Client) -> None:
     with client.generate("one two three") as stream:
         next(stream)

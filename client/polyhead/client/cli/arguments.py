@@ -5,8 +5,9 @@ import sys
 from typing import Any, NoReturn
 
 from polyhead.client.base import DEFAULT_TARGET, DEFAULT_TIMEOUT
-from polyhead.client.cli import commands
+from polyhead.client.cli import commands, generation
 from polyhead.client.cli.extras import EXTRAS
+from polyhead.client.cli.values import at_least_one, count, positive_seconds
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,27 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_generate(group: Any) -> None:
     parser = _add_texts(group, "generate", "continue prompts", "what to continue")
     parser.set_defaults(run=commands.generate)
-    sampling = parser.add_argument_group("sampling", "What is not given is decided by the model's bundle.")
-    sampling.add_argument("--temperature", type=float, metavar="T", help="0 to 100; 0: always the likeliest token")
-    sampling.add_argument("--top-k", type=_count, metavar="K", help="only the K likeliest tokens; 0: no limit")
-    sampling.add_argument(
-        "--top-p", type=float, metavar="P", help="only the likeliest tokens that together reach this probability"
-    )
-    sampling.add_argument(
-        "--min-p", type=float, metavar="P", help="only tokens at least P times as likely as the likeliest"
-    )
-    sampling.add_argument(
-        "--repetition-penalty", type=float, metavar="R", help="above 1: tokens that were there before get less likely"
-    )
-    sampling.add_argument("--seed", type=_count, help="the same seed and request give the same answer")
-    stopping = parser.add_argument_group("stopping")
-    stopping.add_argument("--max-tokens", type=_count, metavar="N", help="end after N tokens (default: the server's)")
-    stopping.add_argument("--min-tokens", type=_count, metavar="N", help="do not end before N tokens (default 0)")
-    stopping.add_argument("--stop", action="append", metavar="STRING", help="end before STRING; may be repeated")
-    stopping.add_argument("--ignore-eos", action="store_true", help="go on after the model's end tokens")
-    parser.add_argument(
-        "--logprobs", type=_count, metavar="N", help="show each token's log-probability and N likeliest alternatives"
-    )
+    generation.add_options(parser)
 
 
 def _add_classify(group: Any) -> None:
@@ -71,7 +52,7 @@ def _add_classify(group: Any) -> None:
     parser.set_defaults(run=commands.classify)
     parser.add_argument(
         "--top-k",
-        type=_count,
+        type=count,
         metavar="K",
         help=f"only the K best labels (default: all with --json, else {commands.SHOWN_LABELS})",
     )
@@ -112,7 +93,7 @@ def _add_command(group: Any, name: str, purpose: str) -> argparse.ArgumentParser
     )
     parser.add_argument(
         "--timeout",
-        type=_positive_seconds,
+        type=positive_seconds,
         default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
         help="how long one call may take, retries included (default %(default)g)",
@@ -128,33 +109,9 @@ def _add_texts(group: Any, name: str, purpose: str, what: str) -> argparse.Argum
     parser.add_argument("--model-version", metavar="N", help="its version (default: the newest that serves)")
     parser.add_argument(
         "--concurrency",
-        type=_at_least_one,
+        type=at_least_one,
         default=32,
         metavar="N",
         help="texts to have on the way at once; answers come in the order of the texts (default %(default)s)",
     )
     return parser
-
-
-def _count(text: str) -> int:
-    return _whole_number(text, least=0)
-
-
-def _at_least_one(text: str) -> int:
-    return _whole_number(text, least=1)
-
-
-def _whole_number(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, not {text!r}")
-    return int(text)
-
-
-def _positive_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
-    return seconds

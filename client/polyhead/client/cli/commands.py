@@ -23,12 +23,15 @@ T = TypeVar("T")
 def generate(options: Namespace) -> int:
     wanted: GenerateOptions = {name: getattr(options, name) for name in GenerateOptions.__annotations__}  # type: ignore[assignment]
 
+    several = (options.samples or 1) > 1  # their pieces come in turn, so each is shown when all are whole
+
     async def answer(client: AsyncClient, text: str) -> AsyncIterator[Piece | Generation]:
         stream = client.generate(text, options.model, version=options.model_version, **wanted)
-        if not options.json:
+        if not (options.json or several):
             async for piece in stream:
                 yield piece
-        yield await stream.result()
+        for sample in await stream.results():
+            yield sample
 
     def show(part: Piece | Generation) -> None:
         if isinstance(part, Piece):
@@ -36,15 +39,16 @@ def generate(options: Namespace) -> int:
         elif options.json:
             output.print_json(output.generation_json(part))
         else:
+            if several:
+                print(output.sample_title(part.sample_index), part.text, sep="\n", end="")
             _end_generation(part)
 
     return _answer_all(options, answer, show)
 
 
 def _end_generation(answer: Generation) -> None:
-    print(flush=True)
-    for line in output.logprob_lines(answer.logprobs):
-        print(line)
+    """What stands under the text."""
+    _print_lines(["", *output.generation_lines(answer)])
     if sys.stderr.isatty():
         print(output.summary(answer), file=sys.stderr)
 

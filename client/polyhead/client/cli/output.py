@@ -16,6 +16,7 @@ from polyhead.client.results import (
     Token,
     TokenizeResult,
     TokenLogprob,
+    Usage,
 )
 
 _BAR_WIDTH = 24
@@ -34,11 +35,18 @@ def title(text: str) -> str:
     return f"==> {line if len(line) <= _TITLE_WIDTH else line[: _TITLE_WIDTH - 1] + '…'} <=="
 
 
+def sample_title(index: int) -> str:
+    """Tells the samples of one input apart."""
+    return f"--- sample {index} ---"
+
+
 def generation_json(answer: Generation) -> dict[str, Any]:
     return {
         "text": answer.text,
         "token_ids": answer.token_ids,
         "logprobs": [_logprob_json(logprob) for logprob in answer.logprobs],
+        "prompt_logprobs": [_logprob_json(logprob) for logprob in answer.prompt_logprobs],
+        "sample_index": answer.sample_index,
         "finish_reason": answer.finish_reason,
         "seed": answer.seed,
         **_envelope_json(answer),
@@ -65,7 +73,13 @@ def model_json(model: Model) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names}
 
 
-def logprob_lines(logprobs: Sequence[TokenLogprob]) -> list[str]:
+def generation_lines(answer: Generation) -> list[str]:
+    """Log-probabilities of the answer's tokens, and of the prompt's under a heading of their own."""
+    heading = ["of the prompt:"] if answer.prompt_logprobs else []
+    return [*_logprob_lines(answer.logprobs), *heading, *_logprob_lines(answer.prompt_logprobs)]
+
+
+def _logprob_lines(logprobs: Sequence[TokenLogprob]) -> list[str]:
     """One a token: its log-probability, the token, and the likeliest tokens in its place."""
     return [
         f"{logprob.logprob:9.4f}  {logprob.token!r:<16}"
@@ -80,7 +94,15 @@ def summary(answer: Generation) -> str:
     speed = f", {tokens / seconds:.1f} tokens/s" if seconds > 0 else ""
     first = answer.timing.time_to_first_token_seconds
     wait = "" if first is None else f", the first after {first:.3f} s"
-    return f"[{answer.model} {answer.version}: {tokens} tokens{speed}{wait}; end: {answer.finish_reason}; seed {answer.seed}]"
+    end = f"end: {answer.finish_reason}; seed {answer.seed}"
+    return f"[{answer.model} {answer.version}: {tokens} tokens{speed}{wait}{_saved(answer.usage)}; {end}]"
+
+
+def _saved(usage: Usage) -> str:
+    """What the prefix cache and prompt lookup spared, if they did."""
+    cached, drafted = usage.cached_prompt_tokens, usage.drafted_tokens
+    prompt = f"; {cached} of {usage.prompt_tokens} prompt tokens cached" if cached else ""
+    return prompt + (f"; {usage.accepted_tokens} of {drafted} guesses right" if drafted else "")
 
 
 def classification_lines(labels: Sequence[LabelScore]) -> list[str]:

@@ -47,7 +47,10 @@ def test_generate_says_on_a_terminal_how_it_went(
     assert main(["generate", "one two", "--seed", "3"]) == 0
     out, err = capsys.readouterr()
     assert out == "one two\n"
-    assert err == "[generate 1: 2 tokens, 3.3 tokens/s, the first after 0.400 s; end: length; seed 3]\n"
+    speed, saved = "2 tokens, 3.3 tokens/s, the first after 0.400 s", "1 of 2 prompt tokens cached"
+    assert err == f"[generate 1: {speed}; {saved}; end: length; seed 3]\n"
+    assert main(["generate", "one two", "--seed", "3", "--prompt-lookup"]) == 0
+    assert f"{saved}; 1 of 2 guesses right; end:" in capsys.readouterr().err
 
 
 def test_generate_as_json_has_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +65,9 @@ def test_generate_as_json_has_the_documented_keys(capsys: pytest.CaptureFixture[
         "logprob": -0.5,
         "top": [{"token_id": 1, "token": "é", "logprob": -0.5}],
     }
-    assert answer["usage"] == {"prompt_tokens": 2, "generated_tokens": 2}
+    saved = {"cached_prompt_tokens": 1, "drafted_tokens": 0, "accepted_tokens": 0}
+    assert answer["usage"] == {"prompt_tokens": 2, "generated_tokens": 2, **saved}
+    assert (answer["sample_index"], answer["prompt_logprobs"]) == (0, [])
     assert all(name.endswith("_seconds") for name in answer["timing"])
     assert (answer["seed"], answer["model"], answer["version"]) == (7, "generate", "1")
 
@@ -86,10 +91,70 @@ def test_generate_sends_every_flag(server: ScriptedServer) -> None:
     )
 
 
+def test_generate_sends_what_weighs_tokens_and_how_to_serve(server: ScriptedServer) -> None:
+    weights = "--typical-p 0.75 --presence-penalty -1.5 --frequency-penalty 0.5 --logit-bias 5=-100 --logit-bias 7=2.5"
+    rest = "--bad-word a --bad-word b --samples 3 --prompt-logprobs 2 --prompt-lookup --priority -4"
+    assert main(["generate", *weights.split(), *rest.split(), "hi"]) == 0
+    (request,) = server.script.requests
+    sampling = request.sampling
+    assert (sampling.typical_p, sampling.presence_penalty, sampling.frequency_penalty) == (0.75, -1.5, 0.5)
+    assert (dict(sampling.logit_bias), list(sampling.bad_words)) == ({5: -100, 7: 2.5}, ["a", "b"])
+    assert (request.samples, request.prompt_logprobs, request.prompt_lookup, request.priority) == (3, 2, True, -4)
+
+
+def test_generate_sends_a_constraint_from_flag_or_file(server: ScriptedServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("{é}")
+    for flags in (
+        ["--json-schema", ' {"type": "null"}'],
+        ["--json-schema", str(tmp_path / "file")],
+        ["--regex", "a+"],
+        ["--grammar", str(tmp_path / "file")],
+        ["--choice", "yes", "--choice", "no"],
+    ):
+        assert main(["generate", "hi", *flags]) == 0
+    inline, file, regex, grammar, choice = (request.constraint for request in server.script.requests)
+    assert (inline.json_schema, file.json_schema, regex.regex, grammar.lark) == (
+        ' {"type": "null"}',
+        "{é}",
+        "a+",
+        "{é}",
+    )
+    assert list(choice.choice.choices) == ["yes", "no"]
+
+
+def test_samples_are_told_apart_although_their_pieces_come_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--samples", "2", "--logprobs", "0", "one two"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "--- sample 0 ---",
+        "one two",
+        "  -0.5000  'one'             'one' -0.5000",
+        "  -0.5000  'two'             'two' -0.5000",
+        "--- sample 1 ---",
+        "one two (1)",
+        "  -0.5000  'one'             'one' -0.5000",
+        "  -0.5000  'two'             'two' -0.5000",
+        "  -0.5000  '(1)'             '(1)' -0.5000",
+    ]
+    assert main(["generate", "--samples", "2", "--json", "one two"]) == 0
+    answers = objects(capsys.readouterr().out)
+    assert [(answer["sample_index"], answer["text"]) for answer in answers] == [(0, "one two"), (1, "one two (1)")]
+
+
+def test_log_probabilities_of_the_prompt_have_a_heading_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--logprobs", "0", "--prompt-logprobs", "0", "one two"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "one two",
+        "  -0.5000  'one'             'one' -0.5000",
+        "  -0.5000  'two'             'two' -0.5000",
+        "of the prompt:",
+        "  -0.5000  'two'             'two' -0.5000",
+    ]
+
+
 def test_generate_leaves_to_the_server_what_is_not_said(server: ScriptedServer) -> None:
     assert main(["generate", "hi"]) == 0
     (request,) = server.script.requests
-    assert not any(request.HasField(name) for name in ("model", "sampling", "logprobs"))
+    assert not any(request.HasField(name) for name in ("model", "sampling", "logprobs", "samples", "constraint"))
     assert not request.stopping.ignore_eos
 
 
@@ -171,6 +236,13 @@ def test_the_error_of_one_line_says_which_after_the_answers_before_it(
     out, err = capsys.readouterr()
     assert len(objects(out)) == 1
     assert err == "polyhead: input 2: inputs[0]: must not be empty\n"
+
+
+def test_a_grammar_that_is_not_utf_8_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grammar").write_bytes(b"start: \xfc")
+    with pytest.raises(SystemExit):
+        main(["generate", "a", "--grammar", str(tmp_path / "grammar")])
+    assert "grammar' is not UTF-8 (byte 0xfc)" in capsys.readouterr().err
 
 
 def test_standard_input_that_is_not_utf_8_is_refused(feed: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,6 +340,12 @@ def test_a_timeout_ends_the_call(capsys: pytest.CaptureFixture[str]) -> None:
         (["embed", "a", "--concurrency", "0"], "must be a whole number, 1 or more, not '0'"),
         (["generate", "a", "--top-k", "-1"], "must be a whole number, 0 or more, not '-1'"),
         (["generate", "a", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+        (["generate", "a", "--samples", "0"], "must be a whole number, 1 or more, not '0'"),
+        (["generate", "a", "--logit-bias", "5"], "must be ID=VALUE, such as 42=-100, not '5'"),
+        (["generate", "a", "--logit-bias", "a=1"], "must be ID=VALUE, such as 42=-100, not 'a=1'"),
+        (["generate", "a", "--grammar", "/no/file"], "argument --grammar: can't read '/no/file': No such file"),
+        (["generate", "a", "--json-schema", "/no/file"], "argument --json-schema: can't read '/no/file': No such file"),
+        (["generate", "a", "--regex", "a", "--choice", "b"], "argument --choice: not allowed with argument --regex"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_two(
@@ -287,6 +365,11 @@ def test_wrong_usage_is_one_line_and_exit_code_two(
         (
             "generate",
             "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --min-tokens --stop",
+        ),
+        (
+            "generate",
+            "--samples --typical-p --presence-penalty --frequency-penalty --logit-bias --bad-word --prompt-logprobs "
+            "--json-schema --regex --grammar --choice --prompt-lookup --priority",
         ),
         ("classify", "--top-k --truncate --model --model-version --concurrency"),
         ("embed", "--truncate --json --target --timeout"),
