@@ -210,20 +210,27 @@ class ServerProcess:
 
     async def event(self, name: str) -> dict[str, Any]:
         """Read the log up to that event."""
-        assert self.process.stderr
         async with asyncio.timeout(60):
-            while line := await self.process.stderr.readline():
-                self.log.append(json.loads(line))
-                if self.log[-1]["event"] == name:
-                    return self.log[-1]
+            while line := await self._read_line():
+                if line["event"] == name:
+                    return line
         raise AssertionError(f"no {name} in {self.log}")
 
     async def end(self) -> int:
-        assert self.process.stderr
+        """Read the log to its end; the exit code."""
         async with asyncio.timeout(60):
-            rest = await self.process.stderr.read()
-            self.log += map(json.loads, rest.splitlines())
+            while await self._read_line():
+                pass
             return await self.process.wait()
+
+    async def _read_line(self) -> dict[str, Any] | None:
+        assert self.process.stderr
+        line = await self.process.stderr.readline()
+        if not line:
+            return None
+        assert line.startswith(b"{"), (line + await self.process.stderr.read()).decode()
+        self.log.append(json.loads(line))
+        return self.log[-1]
 
 
 @asynccontextmanager
