@@ -5,7 +5,7 @@ import sys
 from typing import Any, NoReturn
 
 from polyhead.client.base import DEFAULT_TARGET, DEFAULT_TIMEOUT
-from polyhead.client.cli import commands, generation
+from polyhead.client.cli import bench, commands, generation
 from polyhead.client.cli.extras import EXTRAS
 from polyhead.client.cli.values import at_least_one, count, positive_seconds
 
@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_tokenize(group)
     _add_models(group)
     _add_health(group)
+    bench.add_bench(group)
     for name, extra in EXTRAS.items():
         group.add_parser(name, help=extra.help)  # listed here, run before anything is parsed
     return parser

@@ -7,20 +7,17 @@ from polyhead.client.cli.values import at_least_one, count, file_text, json_or_f
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_sampling(parser)
+    sampling = add_sampling(parser)
+    sampling.add_argument("--seed", type=count, help="the same seed and request give the same answer")
+    sampling.add_argument("--samples", type=at_least_one, metavar="N", help="N independent answers to each prompt")
     _add_stopping(parser)
     _add_constraint(parser)
     _add_logprobs(parser)
-    serving = parser.add_argument_group("serving")
-    serving.add_argument(
-        "--prompt-lookup", action="store_true", help="guess next tokens from what was there: faster where text repeats"
-    )
-    serving.add_argument(
-        "--priority", type=int, metavar="N", help="-100 to 100; higher ones leave the server's queue first (default 0)"
-    )
+    add_serving(parser)
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser) -> Any:
+    """The flags for how one token is chosen; returns their group."""
     group = parser.add_argument_group("sampling", "What is not given is decided by the model's bundle.")
     group.add_argument("--temperature", type=float, metavar="T", help="0 to 100; 0: always the likeliest token")
     group.add_argument("--top-k", type=count, metavar="K", help="only the K likeliest tokens; 0: no limit")
@@ -33,9 +30,18 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--typical-p", type=float, metavar="P", help="only the least surprising tokens, up to this probability together"
     )
-    group.add_argument("--seed", type=count, help="the same seed and request give the same answer")
-    group.add_argument("--samples", type=at_least_one, metavar="N", help="N independent answers to each prompt")
     _add_adjustments(group)
+    return group
+
+
+def add_serving(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("serving")
+    group.add_argument(
+        "--prompt-lookup", action="store_true", help="guess next tokens from what was there: faster where text repeats"
+    )
+    group.add_argument(
+        "--priority", type=int, metavar="N", help="-100 to 100; higher ones leave the server's queue first (default 0)"
+    )
 
 
 def _add_adjustments(group: Any) -> None:
