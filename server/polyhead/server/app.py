@@ -84,6 +84,8 @@ async def serve(settings: Settings, load: Load | None = None) -> AsyncIterator[A
             loaded.cancel()
             await asyncio.wait([loaded])
             await server.stop(LAST_WORDS_SECONDS)
+            # grpc cancels what still runs but does not wait until it has ended.
+            await asyncio.wait([asyncio.create_task(calls.drain())], timeout=LAST_WORDS_SECONDS)
             await asyncio.to_thread(repository.close)
             log.info("stopped")
 
