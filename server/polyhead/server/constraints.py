@@ -7,12 +7,16 @@ from threading import Lock
 from typing import Literal
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from polyhead.server.errors import InvalidInput
 
 Kind = Literal["json_schema", "regex", "lark", "choice"]
+
+LIMITS = LLParserLimits(max_items_in_row=500)
+"""The library's limits, but a quarter of its 2,000 alternatives at a time: an ambiguous grammar would keep everyone in the batch
+waiting for half a second a token before it reaches those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,9 @@ class Constraint:
 class Matcher:
     """Where one answer is in its grammar. One thread at a time."""
 
-    def __init__(self, library: LLMatcher, vocabulary_size: int) -> None:
+    def __init__(self, library: LLMatcher, vocabulary_size: int, field: str) -> None:
         self._library = library
+        self._field = field
         self._words = np.zeros((vocabulary_size + 31) // 32, np.uint32)
         self._vocabulary_size = vocabulary_size
 
@@ -39,21 +44,22 @@ class Matcher:
         return bits[: self._vocabulary_size].view(np.bool_)
 
     def consume(self, token: int) -> None:
-        """A token was chosen. Raises RuntimeError if the grammar does not allow it or grew over the library's limits."""
+        """A token was chosen. Raises InvalidInput if the grammar has become too ambiguous to go on."""
         if not self._library.consume_token(token):
-            raise RuntimeError(f"the grammar came to an end: {self._library.get_error()}")
+            raise InvalidInput(self._field, f"can't be followed any further: {_one_line(self._library.get_error())}")
 
 
 class Grammar:
     """A constraint compiled for one model; any number of answers may follow it."""
 
-    def __init__(self, library: LLMatcher, vocabulary_size: int) -> None:
+    def __init__(self, library: LLMatcher, vocabulary_size: int, field: str) -> None:
         self._library = library
         self._vocabulary_size = vocabulary_size
+        self._field = field
 
     def matcher(self) -> Matcher:
         """At the grammar's beginning."""
-        return Matcher(self._library.deep_copy(), self._vocabulary_size)
+        return Matcher(self._library.deep_copy(), self._vocabulary_size, self._field)
 
 
 class GrammarCompiler:
@@ -73,12 +79,12 @@ class GrammarCompiler:
         if not self._end_tokens:
             raise InvalidInput(field, "the model has no end token, so its answers cannot be constrained")
         try:
-            library = LLMatcher(self._library_tokenizer(), _grammar(constraint), log_level=0)
+            library = LLMatcher(self._library_tokenizer(), _grammar(constraint), log_level=0, limits=LIMITS)
         except ValueError as error:
             raise InvalidInput(field, _one_line(str(error))) from error
         if library.is_error():
             raise InvalidInput(field, _one_line(library.get_error()))
-        return Grammar(library, self._vocabulary_size)
+        return Grammar(library, self._vocabulary_size, field)
 
     def _library_tokenizer(self) -> LLTokenizer:
         with self._lock:

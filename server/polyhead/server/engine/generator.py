@@ -82,6 +82,7 @@ class Generator:
     async def drain(self) -> None:
         """Take no more requests and wait until those there are answered."""
         idle: Future[None] = Future()
+        idle.set_running_or_notify_cancel()  # who stops waiting must not take it away from the engine
         with self._wake:
             self._draining = True
             self._idle_waiters.append(idle)
@@ -173,9 +174,19 @@ class Generator:
 
     def _hand_out(self, pieces: Pieces) -> None:
         for sequence, piece in pieces:
-            self._deliveries.append((self._answers[sequence], piece))
-            if piece.finish_reason:
+            answer = self._answers[sequence]
+            self._deliveries.append((answer, piece))
+            if isinstance(piece, Exception):
+                self._fail(answer, sequence)
+            elif piece.finish_reason:
                 self._finish(sequence)
+
+    def _fail(self, answer: Answer, sequence: Sequence) -> None:
+        """One row's own choice failed: it goes, and with it the other samples of its request before their next step."""
+        with self._wake:
+            for other, its in self._answers.items():
+                other.ended |= its is answer
+            self._release(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
         with self._wake:

@@ -11,10 +11,11 @@ from polyhead.server.engine.progress import Progress
 from polyhead.server.engine.scheduler import Chunk
 from polyhead.server.engine.sequence import Piece, Sequence
 from polyhead.server.runtime.decoder import Decoder, StepOutput
-from polyhead.server.sampling import choose, graph_top_k
+from polyhead.server.sampling import Row, choose, graph_top_k
 from polyhead.server.tokenizer import Tokenizer
 
-Pieces = list[tuple[Sequence, Piece]]
+Pieces = list[tuple[Sequence, Piece | Exception]]
+"""What a step gave each sequence; an exception if its own choice could not be made."""
 
 MOST_SPECULATING_ROWS = 2
 """With more rows a step costs little more for each, and guesses, which take calls of their own, no longer pay."""
@@ -101,7 +102,9 @@ class Stepper:
         for i in range(len(tokens)):
             sequence.cached = past + i + 1
             pieces += self._choose([sequence], out, [i])
-            if pieces[-1][1].finish_reason or i == len(draft) or sequence.tokens[-1] != draft[i]:
+            piece = pieces[-1][1]
+            over = isinstance(piece, Exception) or piece.finish_reason
+            if over or i == len(draft) or sequence.tokens[-1] != draft[i]:
                 break
         progress.verified()
         return pieces
@@ -122,17 +125,28 @@ class Stepper:
         return out
 
     def _choose(self, rows: list[Sequence], out: StepOutput, at: Iterable[int]) -> Pieces:
-        """Make each row's choice from the output's row `at` that belongs to it."""
-        progress = [self._progress[s] for s in rows]
-        where = list(at)
-        if where != list(range(len(out.logits))):
-            out = out.rows(where)
-        tokens, logits = choose([p.row() for p in progress], out.topk_values, out.topk_ids, out.logits)
-        now = self._clock()
+        """Make each row's choice from the output's row `at` that belongs to it; a row that fails leaves the others alone."""
         pieces: Pieces = []
-        for i, p in enumerate(progress):
-            self._observe(p.sequence, now)
-            pieces.append((p.sequence, p.advance(tokens[i], p.logprob(tokens[i], logits[i], out, i))))
+        choices: list[tuple[Progress, int, Row]] = []
+        for sequence, place in zip(rows, at, strict=True):
+            progress = self._progress[sequence]
+            try:
+                choices.append((progress, place, progress.row()))
+            except Exception as error:
+                pieces.append((sequence, error))
+        if not choices:
+            return pieces
+        where = [place for _, place, _ in choices]
+        out = out if where == list(range(len(out.logits))) else out.rows(where)
+        tokens, logits = choose([row for _, _, row in choices], out.topk_values, out.topk_ids, out.logits)
+        now = self._clock()
+        for i, (progress, _, _) in enumerate(choices):
+            self._observe(progress.sequence, now)
+            try:
+                piece = progress.advance(tokens[i], progress.logprob(tokens[i], logits[i], out, i))
+                pieces.append((progress.sequence, piece))
+            except Exception as error:
+                pieces.append((progress.sequence, error))
         return pieces
 
     def _observe(self, sequence: Sequence, now: float) -> None:

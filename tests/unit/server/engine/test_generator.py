@@ -23,7 +23,7 @@ from polyhead.server.engine.sequence import (
     Stopping,
     TokenLogprob,
 )
-from polyhead.server.errors import Overloaded, Unavailable
+from polyhead.server.errors import InvalidInput, Overloaded, Unavailable
 from tests.decoders import (
     CAPACITY,
     CHUNK,
@@ -345,6 +345,30 @@ async def test_a_constrained_answer_matches_its_grammar(kind: Kind, text: str, p
     wholes = await asyncio.gather(*(answer(engine, r) for r in requests))
     assert all(re.fullmatch(pattern, w.text) for w in wholes), [w.text for w in wholes]
     engine.close()
+
+
+async def test_a_grammar_that_grows_too_ambiguous_ends_its_own_answer_only() -> None:
+    engine = generator(end=END)
+    ambiguous = replace(request(max_tokens=200), grammar=grammar("lark", 'start: x\nx: "a" | x x | x x x'), samples=2)
+    alone = await answer(engine, request(max_tokens=200))
+    failing, neighbour = await asyncio.gather(
+        samples(engine, ambiguous), answer(engine, request(max_tokens=200)), return_exceptions=True
+    )
+    assert isinstance(failing, InvalidInput)
+    assert failing.field == "constraint.lark"
+    assert neighbour == alone
+    assert len((await answer(engine, request())).token_ids) == 12
+    engine.check_integrity()
+    engine.close()
+
+
+async def test_who_stops_waiting_for_the_drain_leaves_the_engine_whole(engine: Generator) -> None:
+    running = asyncio.ensure_future(answer(engine, request(max_tokens=100)))
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(engine.drain(), 0)
+    assert len((await running).token_ids) == 100
+    await engine.drain()
 
 
 async def test_prompt_lookup_is_used_where_text_repeats_and_gives_the_greedy_answer(engine: Generator) -> None:
