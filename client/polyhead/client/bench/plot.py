@@ -15,6 +15,7 @@ _GENERATE_PANELS = {
 _ENCODE_PANELS = {"latency_seconds": ("Latency", "requests")}
 _MOST_POINTS = 1000
 _WIDE = 20  # times as long as the shortest
+_LABEL = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 _COLOUR, _LIMIT_COLOUR = "#1f5fa8", "#c0392b"
 
 
@@ -61,19 +62,13 @@ def _draw_distribution(axes: Any, ascending: Sequence[float], limit: float | Non
     for share in (0.5, 0.9, 0.99):
         value = percentile(ascending, share) * 1000
         axes.plot(value, share, "o", color=_COLOUR)
-        axes.annotate(
-            f"p{share * 100:.0f}  {value:,.4g} ms",
-            (value, share),
-            (-8, 0),
-            textcoords="offset points",
-            fontsize=9,
-            ha="right",
-        )
+        label = f"p{share * 100:.0f}  {value:,.4g} ms"
+        axes.annotate(label, (value, share), (-8, 2), textcoords="offset points", ha="right", fontsize=9, bbox=_LABEL)
     if limit is not None:
         axes.axvline(limit * 1000, color=_LIMIT_COLOUR, linestyle="--", label=f"limit {limit * 1000:g} ms")
         axes.legend(loc="lower right")
     _scale_time(axes, ascending)
-    axes.set_ylim(0, 1.03)
+    axes.set_ylim(0, 1.06)
     axes.grid(alpha=0.3)
 
 

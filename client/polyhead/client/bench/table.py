@@ -28,11 +28,12 @@ def table_lines(report: Report) -> list[str]:
 def _latency_lines(report: Report) -> list[str]:
     rows = [(name, report.latency[key]) for key, name in _CLIENT_ROWS.items() if key in report.latency]
     rows += [(name, report.server[key]) for key, name in _SERVER_ROWS.items() if key in report.server]
+    remark = [] if report.requests.completed else ["no request was completed"]
     if not rows:
-        return ["no request was completed"]
+        return remark
     cells = [("milliseconds", *_COLUMNS), *((name, *_milliseconds(distribution)) for name, distribution in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+    return remark + ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
 
 
 def _milliseconds(distribution: Distribution) -> list[str]:

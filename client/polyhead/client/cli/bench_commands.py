@@ -3,7 +3,7 @@
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from polyhead.client.bench import measure, plot
 from polyhead.client.bench.errors import BenchError
 from polyhead.client.bench.lengths import parse_lengths
 from polyhead.client.bench.measure import Measurement
-from polyhead.client.bench.report import make_report
-from polyhead.client.bench.settings import EncodeSettings, GenerateSettings, Settings, Trace
+from polyhead.client.bench.report import Report, make_report
+from polyhead.client.bench.settings import DEFAULT_STREAMS, EncodeSettings, GenerateSettings, Settings, Trace
 from polyhead.client.bench.table import table_lines
 from polyhead.client.cli import output
 from polyhead.client.requests import GenerateOptions
@@ -22,18 +22,26 @@ _DEFAULT_GENERATE_TOKENS = parse_lengths("128")
 _DEFAULT_ENCODE_TOKENS = parse_lengths("32")
 
 
+@dataclass(frozen=True)
+class _Run:
+    settings: Settings
+    load: str
+    """In words."""
+    measurement: Measurement
+
+
 def generate(options: Namespace) -> int:
-    def measured() -> tuple[str, Measurement]:
+    def measured() -> _Run:
         settings = _generate_settings(options)
-        return _describe_generate(settings), measure.measure_generate(settings)
+        return _Run(settings, _describe_generate(settings), measure.measure_generate(settings))
 
     return _run(options, "generate", measured, options.slo_ttft, options.slo_itl)
 
 
 def encode(options: Namespace) -> int:
-    def measured() -> tuple[str, Measurement]:
+    def measured() -> _Run:
         settings = _encode_settings(options)
-        return _describe_encode(settings), measure.measure_encode(settings)
+        return _Run(settings, _describe_encode(settings), measure.measure_encode(settings))
 
     return _run(options, options.task, measured)
 
@@ -41,32 +49,38 @@ def encode(options: Namespace) -> int:
 def _run(
     options: Namespace,
     task: str,
-    measured: Callable[[], tuple[str, Measurement]],
+    measured: Callable[[], _Run],
     slo_ttft: float | None = None,
     slo_itl: float | None = None,
 ) -> int:
     """1 if no request was completed, 2 if the flags do not go together with each other, a file or the model."""
-    target = resolve_target(options.target)
     try:
         if options.png:
             _check_png(options.png)
-        load, measurement = measured()
+        run = measured()
     except BenchError as error:
         print(f"polyhead bench {task}: {error}", file=sys.stderr)
         return 2
-    report = make_report(measurement, slo_ttft, slo_itl)
-    title = f"polyhead bench {task}: {report.model} {report.version} at {target}\n{load}"
+    report = make_report(run.measurement, slo_ttft, slo_itl)
+    target = resolve_target(options.target)
+    title = f"polyhead bench {task}: {report.model} {report.version} at {target}\n{run.load}"
     if options.json:
-        output.print_json({"task": task, "target": target, "flags": _flags(options), **asdict(report)})
+        asked = {"task": task, "target": target, "load": run.load, "settings": _settings_json(run.settings)}
+        output.print_json({**asked, **asdict(report)})
     else:
         print("\n".join([title, "", *table_lines(report)]), flush=True)
-    if options.png:
-        try:
-            plot.save_png(options.png, title, measurement, report)
-        except OSError as error:
-            print(f"polyhead bench {task}: {options.png}: {error.strerror}", file=sys.stderr)
-            return 1
+    if options.png and not _saved_png(task, options.png, title, run.measurement, report):
+        return 1
     return 0 if report.requests.completed else 1
+
+
+def _saved_png(task: str, path: Path, title: str, measurement: Measurement, report: Report) -> bool:
+    try:
+        plot.save_png(path, title, measurement, report)
+    except OSError as error:
+        print(f"polyhead bench {task}: {path}: {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 def _generate_settings(options: Namespace) -> GenerateSettings:
@@ -105,7 +119,10 @@ def _encode_settings(options: Namespace) -> EncodeSettings:
 
 
 def _load_settings(options: Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in Settings.__annotations__}
+    given = {name: getattr(options, name) for name in Settings.__annotations__}
+    if given["streams"] is None and given["rate"] is None and getattr(options, "trace", None) is None:
+        given["streams"] = DEFAULT_STREAMS
+    return given
 
 
 def _read_texts(path: Path) -> tuple[str, ...]:
@@ -153,10 +170,22 @@ def _describe_load(settings: Settings) -> str:
     return f"closed loop, {settings.concurrency} requests at once"
 
 
-def _flags(options: Namespace) -> dict[str, Any]:
-    """What was given or is the default, as JSON can say it."""
-    plain = (str, int, float, bool, dict, list, type(None))
-    given = {
-        name: value for name, value in vars(options).items() if name not in ("run", "json", "png", "task", "target")
-    }
-    return {name: value if isinstance(value, plain) else str(value) for name, value in given.items()}
+def _settings_json(settings: Settings) -> dict[str, Any]:
+    """What was asked for, defaults included; lengths as the flags write them, and how many texts there are."""
+    of_trace = ("prompt", "answer") if isinstance(settings, GenerateSettings) and settings.trace else ()
+    names = [field.name for field in fields(settings) if field.name not in of_trace]
+    return {name: _plain(getattr(settings, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: given for name, given in value.items() if given is not None}
+        case tuple():
+            return len(value)
+        case Trace():
+            return {"file": value.path.name, "scale": value.scale, "clip": value.clip}
+        case None | bool() | int() | float() | str():
+            return value
+        case _:
+            return str(value)
