@@ -30,6 +30,8 @@ INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_n
 MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 LAST_WORDS_SECONDS = 0.5
 """What is left of a drained server: statuses on their way out, and health watches, which never end by themselves."""
+CANCEL_SECONDS = 5
+"""By then every cancelled call has ended, unless something is broken."""
 
 HealthServicer: TypeAlias = health.aio.HealthServicer
 
@@ -85,7 +87,7 @@ async def serve(settings: Settings, load: Load | None = None) -> AsyncIterator[A
             await asyncio.wait([loaded])
             await server.stop(LAST_WORDS_SECONDS)
             # grpc cancels what still runs but does not wait until it has ended.
-            await asyncio.wait([asyncio.create_task(calls.drain())], timeout=LAST_WORDS_SECONDS)
+            await asyncio.wait([asyncio.create_task(calls.drain())], timeout=CANCEL_SECONDS)
             await asyncio.to_thread(repository.close)
             log.info("stopped")
 
