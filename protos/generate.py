@@ -19,7 +19,10 @@ WELL_KNOWN = Path(grpc_tools.__file__).parent / "_proto"
 def generate(out: Path) -> None:
     """Write modules, services and type stubs of every .proto below ROOT into `out`; exits 1 with protoc's message if one is wrong."""
     sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob("*.proto"))
-    plugins = [f"--plugin=protoc-gen-{name}={shutil.which(f'protoc-gen-{name}', path=Path(sys.executable).parent)}" for name in ("mypy", "mypy_grpc")]
+    plugins = [
+        f"--plugin=protoc-gen-{name}={shutil.which(f'protoc-gen-{name}', path=Path(sys.executable).parent)}"
+        for name in ("mypy", "mypy_grpc")
+    ]
     outs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     if protoc.main(["protoc", f"-I{ROOT}", f"-I{WELL_KNOWN}", *plugins, *outs, *sources]):
         raise SystemExit(1)
@@ -27,7 +30,9 @@ def generate(out: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the committed code is not current")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if the committed code is not current"
+    )
     if not parser.parse_args().check:
         generate(ROOT)
         return 0

@@ -46,11 +46,13 @@ def attention(
     gets zeros in both.
     """
     scores = score(query, key)
-    if mask is None:
-        weights = scores.softmax(-1)
-    else:
-        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num(0.0)
+    weights = scores.softmax(-1) if mask is None else masked_softmax(scores, mask)
     return weights @ value, weights
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax of scores (..., T, S) over the positions that the mask allows; zeros where it allows none."""
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num(0.0)
 
 
 def causal_mask(targets: int, sources: int, device: torch.device | None = None) -> Tensor:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from polyhead.models.encoder import Classifier, ClassifierConfig, Embedder, EmbedderConfig
-from polyhead.models.gpt import GPT, GPTConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from polyhead.models.encoder import Classifier, ClassifierConfig, Embedder, EmbedderConfig
+from polyhead.models.gpt import GPT, GPTConfig
 
 FORMAT_VERSION = 1
 Task = Literal["generate", "classify", "embed"]

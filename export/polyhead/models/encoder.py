@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from polyhead.models.attention import fused_attention, merge_heads, padding_mask, split_heads
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from polyhead.models.attention import fused_attention, merge_heads, padding_mask, split_heads
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(query, key, value (B, T, H·D), lengths (B,)) -> (B, T, H·D); export puts a fused node in its place."""

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from polyhead.models.attention import fused_attention, merge_heads, rotary_tables, rotate, split_heads
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from polyhead.models.attention import fused_attention, merge_heads, rotary_tables, rotate, split_heads
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, query (B, T, H·D), key (B, T, G·D), value (B, T, G·D)) -> (B, T, H·D), positions and causality included.
