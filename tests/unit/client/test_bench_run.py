@@ -1,5 +1,6 @@
 """`polyhead bench` against a real gRPC server that answers, fails and waits as scripted."""
 
+import asyncio
 import itertools
 import json
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from polyhead.client.bench import progress as progress_module
 from polyhead.client.bench.workload import arrivals
 from polyhead.client.cli import main
 from tests.unit.client.bench_server import MAX_TOKENS, VOCABULARY, BenchServer
@@ -218,6 +220,7 @@ def test_a_picture_is_saved(server: BenchServer, bench: Any, tmp_path: Path) -> 
         ("generate --trace nowhere.csv", "nowhere.csv: No such file or directory"),
         ("generate --trace t.csv --max-tokens 5", "--trace has lengths of its own"),
         ("generate --trace-scale 2", "give one"),
+        ("generate --shared-prefix 65", "a shared prefix of 65 tokens is longer than what the model takes, 64"),
         ("embed --tokens 65", "inputs of 65 tokens are too long for the model, which takes 64; lower --tokens"),
         ("embed --texts nowhere.txt", "nowhere.txt: No such file or directory"),
         ("embed --model gpt", "model gpt does not embed; `polyhead models` shows what does"),
@@ -281,3 +284,31 @@ def test_a_picture_without_matplotlib_names_the_extra_before_anything_is_sent(
     err = capsys.readouterr().err
     assert (err.count("\n"), 'pip install "polyhead[plot]"' in err) == (1, True)
     assert server.script.requests == []
+
+
+def test_an_option_that_fits_no_request_is_one_line(server: BenchServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "generate", "--top-k", "99999999999", "--warmup", "0"]) == 1
+    err = capsys.readouterr().err
+    assert (err.count("\n"), err.startswith("polyhead: sampling.top_k: does not fit")) == (1, True)
+    assert server.script.requests == []
+
+
+@pytest.mark.parametrize(
+    ("terminal", "line"), [(True, "\r\033[K0 s: 3 of 9 requests"), (False, "0 s: 3 of 9 requests")]
+)
+async def test_progress_is_told_while_requests_end(
+    terminal: bool, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Done(list[int]):
+        asked = asyncio.Event()
+
+        def __len__(self) -> int:
+            self.asked.set()
+            return super().__len__()
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(progress_module, "TERMINAL_SECONDS" if terminal else "LOG_SECONDS", 0.0)
+    done = Done([1, 2, 3])
+    async with asyncio.timeout(10), progress_module.progress(done, 9):
+        await done.asked.wait()
+    assert capsys.readouterr().err.startswith(line)

@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_the_first_row_is_due_at_once_and_the_others_as_much_later_as_recorded(path: Path) -> None:
-    assert read_trace(path, 4096, clip=False) == [
+    assert read_trace(path, 4096) == [
         GenerateJob(0, 0.0, 374, 44),
         GenerateJob(1, 2.0, 396, 109),
         GenerateJob(2, 2.0, 879, 55),
@@ -35,16 +35,16 @@ def test_the_first_row_is_due_at_once_and_the_others_as_much_later_as_recorded(p
 
 
 def test_scale_multiplies_the_rate_and_bounds_count_in_requests_and_in_seconds_of_the_run(path: Path) -> None:
-    assert [job.due for job in read_trace(path, 4096, clip=False, scale=4)] == [0, 0.5, 0.5, 15]
-    assert len(read_trace(path, 4096, clip=False, requests=2)) == 2
-    assert len(read_trace(path, 4096, clip=False, seconds=60)) == 3
-    assert len(read_trace(path, 4096, clip=False, seconds=16, scale=4)) == 4
+    assert [job.due for job in read_trace(path, 4096, scale=4)] == [0, 0.5, 0.5, 15]
+    assert len(read_trace(path, 4096, requests=2)) == 2
+    assert len(read_trace(path, 4096, seconds=60)) == 3
+    assert len(read_trace(path, 4096, seconds=16, scale=4)) == 4
 
 
 def test_seconds_other_columns_and_a_byte_order_mark_are_understood(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_text("\ufeffuser,GeneratedTokens,ContextTokens,TIMESTAMP\na,3,2,100.5\nb, 5 ,4,101\n", "utf-8")
-    assert read_trace(path, 4096, clip=False) == [GenerateJob(0, 0.0, 2, 3), GenerateJob(1, 0.5, 4, 5)]
+    assert read_trace(path, 4096) == [GenerateJob(0, 0.0, 2, 3), GenerateJob(1, 0.5, 4, 5)]
 
 
 def test_clip_shortens_what_the_model_cannot_take(path: Path) -> None:
@@ -75,21 +75,21 @@ def test_what_is_wrong_is_named_with_line_and_column(tmp_path: Path, text: str, 
     path = tmp_path / "trace.csv"
     path.write_text(text)
     with pytest.raises(BenchError, match=message) as caught:
-        read_trace(path, 64, clip=False)
+        read_trace(path, 64)
     assert str(path) in str(caught.value)
 
 
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"nowhere\.csv: No such file"):
-        read_trace(tmp_path / "nowhere.csv", 64, clip=False)
+        read_trace(tmp_path / "nowhere.csv", 64)
     (tmp_path / "image.csv").write_bytes(b"\x89PNG\xff")
     with pytest.raises(BenchError, match=r"image\.csv: is not CSV in UTF-8"):
-        read_trace(tmp_path / "image.csv", 64, clip=False)
+        read_trace(tmp_path / "image.csv", 64)
 
 
 @pytest.mark.skipif(not AZURE.exists(), reason=f"{AZURE.name} is not on this machine")
 def test_the_whole_of_azures_trace_is_read() -> None:
-    jobs = read_trace(AZURE, 16_384, clip=False)
+    jobs = read_trace(AZURE, 16_384)
     assert (len(jobs), jobs[0]) == (19_366, GenerateJob(0, 0.0, 374, 44))
     assert jobs[1].due == pytest.approx(4.314579)
     assert jobs[-1].due == pytest.approx(3501.721937)

@@ -52,30 +52,34 @@ class _Work(Generic[J]):
 
 
 def measure_generate(settings: GenerateSettings) -> Measurement:
-    """Raises BenchError if settings and model do not go together, PolyheadError if the warm-up fails."""
+    """Raises BenchError if settings and model do not go together, PolyheadError for an option that fits no request or if the
+    warm-up fails.
+    """
     model = find_model(settings, "generate")
-    limit = model.max_tokens
-    trace = settings.trace
-    if trace:
-        rows = read_trace(
-            trace.path,
-            limit,
-            clip=trace.clip,
-            scale=trace.scale,
-            requests=settings.requests,
-            seconds=settings.seconds,
-        )
+    if settings.shared_prefix > model.max_tokens:
+        limit = f"is longer than what the model takes, {model.max_tokens}"
+        raise BenchError(f"a shared prefix of {settings.shared_prefix} tokens {limit}; lower --shared-prefix")
+    payloads.generate_requests(settings, model, "")(GenerateJob(0))  # all requests have the same options
+    rows = _trace_jobs(settings, model)
 
     def jobs(seed: str) -> Iterator[GenerateJob]:
-        if trace:
+        if rows:
             return iter(rows)
-        return workload.generate_jobs(seed, settings.rate, settings.prompt, settings.answer, limit)
+        return workload.generate_jobs(seed, settings.rate, settings.prompt, settings.answer, model.max_tokens)
 
     def send(stub: InferenceServiceAsyncStub, seed: str) -> Send[GenerateJob]:
         request = payloads.generate_requests(settings, model, seed)
         return lambda job: calls.generate(stub, request(job), settings.timeout)
 
     return asyncio.run(_measure(settings, model, _Work(jobs, send)))
+
+
+def _trace_jobs(settings: GenerateSettings, model: Model) -> list[GenerateJob]:
+    trace = settings.trace
+    if trace is None:
+        return []
+    bounds = (settings.requests, settings.seconds)
+    return read_trace(trace.path, model.max_tokens, *bounds, scale=trace.scale, clip=trace.clip)
 
 
 def measure_encode(settings: EncodeSettings) -> Measurement:

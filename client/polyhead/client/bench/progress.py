@@ -6,8 +6,8 @@ import time
 from collections.abc import AsyncIterator, Sized
 from contextlib import asynccontextmanager
 
-_TERMINAL_SECONDS = 0.5
-_LOG_SECONDS = 10.0
+TERMINAL_SECONDS = 0.5
+LOG_SECONDS = 10.0
 
 
 @asynccontextmanager
@@ -26,7 +26,7 @@ async def _report(done: Sized, total: int | None) -> None:
     terminal = sys.stderr.isatty()
     begin = time.perf_counter()
     while True:
-        await asyncio.sleep(_TERMINAL_SECONDS if terminal else _LOG_SECONDS)
+        await asyncio.sleep(TERMINAL_SECONDS if terminal else LOG_SECONDS)
         of = "" if total is None else f" of {total}"
         line = f"{time.perf_counter() - begin:.0f} s: {len(done)}{of} requests have ended"
         print(f"\r\033[K{line}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)

@@ -18,7 +18,13 @@ TIME, PROMPT, ANSWER = "TIMESTAMP", "ContextTokens", "GeneratedTokens"
 
 
 def read_trace(
-    path: Path, limit: int, *, clip: bool, scale: float = 1.0, requests: int | None = None, seconds: float | None = None
+    path: Path,
+    limit: int,
+    requests: int | None = None,
+    seconds: float | None = None,
+    *,
+    scale: float = 1.0,
+    clip: bool = False,
 ) -> list[GenerateJob]:
     """The trace's first `requests` rows of the first `seconds` of the run, at `scale` times the recorded rate.
 
