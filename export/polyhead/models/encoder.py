@@ -1,6 +1,7 @@
 """A Transformer encoder (Vaswani et al. 2017, section 3) with a head that classifies or one that embeds sentences.
 
-Pre-norm (Xiong et al. 2020), GELU (Hendrycks and Gimpel 2016), learned positions (Devlin et al. 2018, BERT, section 3).
+Pre-norm (Xiong et al. 2020), GELU (Hendrycks and Gimpel 2016), learned positions (Devlin et al. 2018, BERT, section 3)
+and, where asked for, a window over neighbouring tokens before the first block (Collobert et al. 2011, section 3.2.1).
 Shapes: B batch, T length with padding on the right, C width, H heads.
 """
 
@@ -29,8 +30,12 @@ class EncoderConfig:
     hidden: int = 512
     dropout: float = 0.1
     norm_epsilon: float = 1e-5
+    window: int = 0
+    """How many neighbouring tokens are seen together before the first block, an odd number; 0: each on its own."""
 
     def __post_init__(self) -> None:
+        if self.window < 0 or (self.window and self.window % 2 == 0):
+            raise ValueError(f"window must be an odd number of tokens, or 0 for none, not {self.window}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must divide by the heads, {self.heads}")
 
@@ -62,6 +67,28 @@ class Block(nn.Module):
         return x
 
 
+class Window(nn.Module):
+    """What a token and its neighbours are together: an MLP over their vectors side by side, with zeros beyond the ends.
+
+    N-grams of tokens are plain to see here; attention would have to learn first which tokens are neighbours.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.size = config.window
+        self.norm = nn.LayerNorm(config.width, config.norm_epsilon)
+        self.up = nn.Linear(config.window * config.width, config.hidden)
+        self.down = nn.Linear(config.hidden, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        T, reach = x.shape[1], self.size // 2
+        padding = torch.arange(T, device=x.device) >= lengths[:, None]  # (B, T)
+        y = F.pad(self.norm(x).masked_fill(padding.unsqueeze(-1), 0.0), (0, 0, reach, reach))  # (B, T + 2·reach, C)
+        together = torch.cat([y[:, i : i + T] for i in range(self.size)], dim=-1)  # (B, T, size·C)
+        return x + self.dropout(self.down(F.gelu(self.up(together))))  # type: ignore[no-any-return]
+
+
 class Encoder(nn.Module):
     """Token ids in, one vector a token out."""
 
@@ -70,6 +97,7 @@ class Encoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary_size, config.width)
         self.position = nn.Embedding(config.max_tokens, config.width)
+        self.window = Window(config) if config.window else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width, config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
@@ -85,6 +113,8 @@ class Encoder(nn.Module):
         """input_ids (B, T), lengths (B,) of at least 1 -> (B, T, C); what stands at padding has no meaning."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         x = self.dropout(self.embedding(input_ids) + self.position(positions))
+        if self.window is not None:
+            x = self.window(x, lengths)
         for block in self.blocks:
             x = block(x, lengths, attend or self.attend)
         return self.norm(x)  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ SIZES = {"vocabulary_size": 50, "max_tokens": 16, "layers": 2, "heads": 2, "widt
 
 def make_classifier() -> Classifier:
     torch.manual_seed(0)
-    return Classifier(ClassifierConfig(**SIZES, classes=3)).eval()
+    return Classifier(ClassifierConfig(**SIZES, classes=3, window=3)).eval()
 
 
 def make_embedder() -> Embedder:
@@ -90,3 +90,20 @@ def test_dropout_acts_in_training_only() -> None:
 def test_a_width_that_heads_cannot_share_is_refused() -> None:
     with pytest.raises(ValueError, match="width 16 must divide by the heads, 3"):
         replace(CLASSIFIER.config, heads=3)
+
+
+def test_a_window_sees_the_neighbours_within_its_reach_and_nothing_beyond_the_text() -> None:
+    window = make_classifier().encoder.window
+    assert window is not None
+    x, lengths = torch.randn(1, 6, 16), torch.tensor([5])
+    changed = x.clone()
+    changed[0, 3] += torch.randn(16)
+    changed[0, 5] += 1.0  # padding
+    same = (window(x, lengths) == window(changed, lengths)).all(-1)[0, :5]
+    assert same.tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("window", [2, -1])
+def test_a_window_without_a_middle_is_refused(window: int) -> None:
+    with pytest.raises(ValueError, match=f"window must be an odd number of tokens, or 0 for none, not {window}"):
+        replace(CLASSIFIER.config, window=window)
