@@ -80,7 +80,9 @@ async def main(options: argparse.Namespace) -> None:
         decoder = Decoder(bundle.graph, bundle.manifest, slots=options.streams, capacity=capacity)
         engine = Generator(decoder, tokenizer, GeneratorLimits(), watch)
         engine.start()
-        await measure(engine, [GenerationRequest(p, sampling, Stopping(max_tokens=8, ignore_eos=True)) for p in prompts])
+        await measure(
+            engine, [GenerationRequest(p, sampling, Stopping(max_tokens=8, ignore_eos=True)) for p in prompts]
+        )
         seconds = await measure(engine, [GenerationRequest(p, sampling, stopping) for p in prompts])
         engine.close()
         steps = options.streams * options.tokens / seconds

@@ -85,6 +85,7 @@ async def serve(settings: Settings, load: Load | None = None) -> AsyncIterator[A
         finally:
             loaded.cancel()
             await asyncio.wait([loaded])
+            calls.cut()
             await server.stop(LAST_WORDS_SECONDS)
             # grpc cancels what still runs but does not wait until it has ended.
             await asyncio.wait([asyncio.create_task(calls.drain())], timeout=CANCEL_SECONDS)

@@ -139,6 +139,10 @@ class Generator:
             if not self._closing:
                 return True
             self._deliveries += [(answer, Unavailable("the server stops")) for answer in set(self._answers.values())]
+            self._scheduler.drop_all()
+            self._answers.clear()
+            self._observer.queue_size(0)
+            self._observer.running(0)
         self._publish()
         for waiter in self._idle_waiters:
             waiter.set_result(None)

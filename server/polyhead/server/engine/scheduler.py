@@ -123,6 +123,13 @@ class Scheduler:
             self._slots.release(one)
         return gone
 
+    def drop_all(self) -> None:
+        """Forget everyone who waits and everyone who holds a slot."""
+        self._waiting.clear()
+        self._waiting_tokens = 0
+        while admitted := self.admitted:
+            self.finish(admitted[0])
+
     def check_integrity(self) -> None:
         """Raises AssertionError if the queue is miscounted or an idle engine still holds a slot."""
         assert self._waiting_tokens == sum(len(s.request.prompt) for s in self._waiting), "waiting tokens miscounted"

@@ -46,12 +46,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._draining = False
+        self._draining = self._cutting = False
 
     async def drain(self) -> None:
         """Refuse new calls; return when none runs."""
         self._draining = True
         await self._idle.wait()
+
+    def cut(self) -> None:
+        """From here on it is the server that ends calls, not their callers."""
+        self._draining = self._cutting = True
 
     async def intercept_service(
         self,
@@ -91,7 +95,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise request
             response = await behaviour(request, context)
         except asyncio.CancelledError:
-            finish_cancelled(call, context)
+            finish_cancelled(call, context, cut=self._cutting)
             raise
         except DecodeError:
             await abort(call, InvalidInput("message", "is not of the type that this method takes"), context)
@@ -145,12 +149,15 @@ async def abort(call: Call, error: Exception, context: Context) -> None:
     await context.abort_with_status(rpc_status.to_status(status))
 
 
-def finish_cancelled(call: Call, context: Context) -> None:
-    """The caller left, or its deadline passed: its library makes the status, log and metrics say how far it came."""
+def finish_cancelled(call: Call, context: Context, *, cut: bool) -> None:
+    """The caller left, its deadline passed, or the drain took too long: log and metrics say how far the call came."""
     remaining = context.time_remaining()
     late = remaining is not None and remaining < DEADLINE_SLACK_SECONDS
-    call.metrics.cancelled.labels(*call.labels, "deadline" if late else "cancelled").inc()
-    finish(call, Code.DEADLINE_EXCEEDED if late else Code.CANCELLED)
+    reason, code = ("deadline", Code.DEADLINE_EXCEEDED) if late else ("cancelled", Code.CANCELLED)
+    if cut:  # grpc tells the caller UNAVAILABLE
+        reason, code = "shutdown", Code.UNAVAILABLE
+    call.metrics.cancelled.labels(*call.labels, reason).inc()
+    finish(call, code)
 
 
 def finish(call: Call, code: int, error: Exception | None = None) -> None:
