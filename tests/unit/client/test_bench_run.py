@@ -202,7 +202,7 @@ def test_the_table_says_what_was_measured(server: BenchServer, capsys: pytest.Ca
     assert main(["bench", "embed", "--requests", "5", "--rate", "1000"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"polyhead bench embed: pairs 1 at {server.target}"
-    assert lines[1] == "open loop, 1000 requests/s, 1 inputs each, of 32 tokens"
+    assert lines[1] == "open loop, 1000 requests/s, 1 input each, of 32 tokens"
     assert any(line.startswith("requests") and line.endswith("of 5 sent") for line in lines)
 
 

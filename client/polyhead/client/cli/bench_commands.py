@@ -161,7 +161,8 @@ def _describe_encode(settings: EncodeSettings) -> str:
         what = f"of {settings.words} words"
     else:
         what = f"of {settings.tokens} tokens"
-    return f"{_describe_load(settings)}, {settings.inputs_per_request} inputs each, {what}"
+    count = settings.inputs_per_request
+    return f"{_describe_load(settings)}, {count} input{'' if count == 1 else 's'} each, {what}"
 
 
 def _describe_load(settings: Settings) -> str:
