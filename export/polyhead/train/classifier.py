@@ -66,13 +66,13 @@ PRESETS = {
     # The language of short texts, in about a minute on two cores.
     "demo": ClassifierSettings(
         vocabulary=4000, max_tokens=128, batch_size=128, layers=2, heads=4, width=128, hidden=256, dropout=0.1,
-        cut_share=0.15,
+        cut_share=0.1, drop_share=0.1, window=3,
         loop=LoopSettings(steps=2000, learning_rate=2e-3, final_learning_rate=0.0, eval_every=1000, weight_decay=0.05),
     ),
     # A few thousand labelled sentences of one language.
     "sentences": ClassifierSettings(
         vocabulary=6000, max_tokens=128, batch_size=64, layers=2, heads=4, width=128, hidden=256, dropout=0.3,
-        cut_share=0.02, label_smoothing=0.1,
+        cut_share=0.02, drop_share=0.1, window=3, label_smoothing=0.1,
         loop=LoopSettings(steps=1200, learning_rate=1e-3, final_learning_rate=0.0, eval_every=100, weight_decay=0.1),
     ),
 }  # fmt: skip
@@ -205,7 +205,9 @@ class ClassifierRecipe:
         """Ids (B, T), lengths (B,) and classes (B,)."""
         rows = [self.corpus.training[i] for i in self.batches.at(step)]
         seed = step_seed(self.settings.loop.seed, step)
-        ids = self.segmenter.encode_cut([row.text for row in rows], self.settings.cut_share, seed)
+        ids = self.segmenter.encode_varied(
+            [row.text for row in rows], self.settings.cut_share, self.settings.drop_share, seed
+        )
         return Batch((*pad(ids), classes_of(rows, self.labels)), sum(map(len, ids)))
 
     def loss(self, ids: Tensor, lengths: Tensor, classes: Tensor) -> Tensor:
@@ -238,6 +240,7 @@ class ClassifierRecipe:
                 "data": self.corpus.name,
                 "batch_size": self.settings.batch_size,
                 "cut_share": self.settings.cut_share,
+                "drop_share": self.settings.drop_share,
                 "label_smoothing": self.settings.label_smoothing,
                 **asdict(self.settings.loop),
             },

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Literal
 
-from babel import Locale, UnknownLocaleError
+from babel import Locale, UnknownLocaleError, localedata
 from babel.dates import format_date, format_timedelta
 from babel.numbers import get_currency_name
 from babel.units import format_unit
@@ -50,6 +50,10 @@ class Name:
 @cache
 def names(language: str) -> tuple[Name, ...]:
     """Every name of at least two letters that Babel has in that language, in order. Raises ValueError if it has none."""
+    # Babel stores the first language's answer to an alias, such as "stand-alone days are the others", where all that have
+    # the alias find it (python-babel/babel issue 1234): Swedish months are Hebrew after Hebrew ones. Uncached, nothing is
+    # shared.
+    localedata._cache.clear()  # type: ignore[attr-defined]  # there is no public way
     try:
         locale = Locale.parse(language)
     except (ValueError, UnknownLocaleError) as error:

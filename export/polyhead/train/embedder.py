@@ -86,13 +86,13 @@ PRESETS = {
     # Names in 33 languages, in about a minute on two cores.
     "demo": EmbedderSettings(
         vocabulary=8000, max_tokens=128, batch_size=256, layers=1, heads=4, width=128, hidden=256, dropout=0.0,
-        cut_share=0.05,
+        cut_share=0.05, drop_share=0.0,
         loop=LoopSettings(steps=800, learning_rate=2e-3, final_learning_rate=0.0, eval_every=400, weight_decay=0.05),
     ),
     # Pairs of sentences.
     "sentences": EmbedderSettings(
         vocabulary=12_000, max_tokens=128, batch_size=128, layers=4, heads=4, width=256, hidden=1024, dropout=0.1,
-        cut_share=0.02, embedding_size=256,
+        cut_share=0.02, drop_share=0.0, window=3, embedding_size=256,
         loop=LoopSettings(steps=4000, learning_rate=5e-4, final_learning_rate=0.0, eval_every=500, weight_decay=0.05),
     ),
 }  # fmt: skip
@@ -219,11 +219,12 @@ class EmbedderRecipe:
 
     def batch(self, step: int) -> Batch:
         """Ids (2·B, T), lengths (2·B,) and text numbers (2·B,), equal for equal texts; text i is paired with i + B."""
-        chance = random.Random(step_seed(self.settings.loop.seed, step))
+        seed = step_seed(self.settings.loop.seed, step)
+        chance = random.Random(seed)
         chosen = chance.sample(self.variants, min(self.settings.batch_size, len(self.variants)))
         pairs = [chance.sample(texts, 2) for texts in chosen]
         texts = [first for first, _ in pairs] + [second for _, second in pairs]
-        ids = self.segmenter.encode_cut(texts, self.settings.cut_share, step_seed(self.settings.loop.seed, step))
+        ids = self.segmenter.encode_varied(texts, self.settings.cut_share, self.settings.drop_share, seed)
         numbers = {text.casefold(): number for number, text in enumerate(texts)}
         return Batch((*pad(ids), torch.tensor([numbers[text.casefold()] for text in texts])), sum(map(len, ids)))
 
@@ -253,6 +254,7 @@ class EmbedderRecipe:
                 "data": self.corpus.name,
                 "batch_size": self.settings.batch_size,
                 "cut_share": self.settings.cut_share,
+                "drop_share": self.settings.drop_share,
                 "temperature": self.settings.temperature,
                 **asdict(self.settings.loop),
             },

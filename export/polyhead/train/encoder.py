@@ -1,7 +1,8 @@
 """What the classifier and the embedder share: settings, tokenizer, and batches of texts.
 
-Texts are lower-cased and cut by byte-level BPE. In training each is also cut at random places first, so that the model sees a
-word in many pieces (subword regularization: Kudo 2018; BPE-dropout: Provilkov et al. 2019).
+Texts are lower-cased and cut by byte-level BPE. In training each is also cut at random places first, so that the model
+sees a word in many pieces (subword regularization: Kudo 2018; BPE-dropout: Provilkov et al. 2019), and some tokens are
+dropped, so that it can't rely on any one (word dropout: Iyyer et al. 2015, section 3.1).
 """
 
 import random
@@ -39,26 +40,28 @@ class EncoderSettings:
     dropout: float
     cut_share: float
     """Share of the places between two characters where a training text is cut before it is tokenized."""
+    drop_share: float
+    """Share of a training text's tokens that are left out."""
     loop: LoopSettings
+    window: int = 0
+    """Neighbouring tokens seen together before attention, an odd number; 0: each on its own."""
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "batch_size", "layers", "heads", "width", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("dropout", "cut_share"):
+        for name in ("dropout", "cut_share", "drop_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must divide by the heads, {self.heads}")
+        self.config(1)  # refuses sizes that contradict each other
 
     def identity(self) -> dict[str, Any]:
         """All but the loop's settings, by which a resumed training knows itself again."""
         return {name: value for name, value in asdict(self).items() if name != "loop"}
 
     def config(self, vocabulary_size: int) -> EncoderConfig:
-        return EncoderConfig(
-            vocabulary_size, self.max_tokens, self.layers, self.heads, self.width, self.hidden, self.dropout
-        )
+        names = ("max_tokens", "layers", "heads", "width", "hidden", "dropout", "window")
+        return EncoderConfig(vocabulary_size, **{name: getattr(self, name) for name in names})
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
@@ -68,7 +71,9 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     for name in ("layers", "heads", "width", "hidden"):
         group.add_argument(f"--{name}", type=int)
     group.add_argument("--dropout", type=float)
+    group.add_argument("--window", type=int, metavar="TOKENS", help="seen together before attention (0: none)")
     group.add_argument("--cut-share", type=float, help="of places in a training text where it is cut into tokens anew")
+    group.add_argument("--drop-share", type=float, help="of a training text's tokens that are left out")
 
 
 def text_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:
@@ -88,12 +93,16 @@ class Segmenter:
         """As the server will."""
         return [ids[: self.max_tokens] for ids in encode_plain(self.tokenizer, texts)]
 
-    def encode_cut(self, texts: Sequence[str], share: float, seed: int) -> list[list[int]]:
-        """With each text cut first at about that share of its places; the same seed cuts at the same."""
+    def encode_varied(self, texts: Sequence[str], cut_share: float, drop_share: float, seed: int) -> list[list[int]]:
+        """With each text cut first at about that share of its places, and that share of its tokens left out, but never all.
+
+        The same seed gives the same.
+        """
         chance = random.Random(seed)
-        rows = [list(_cut(self.tokenizer.normalizer.normalize_str(text), share, chance)) for text in texts]
+        rows = [list(_cut(self.tokenizer.normalizer.normalize_str(text), cut_share, chance)) for text in texts]
         encodings = iter(self._pieces.encode_batch([piece for row in rows for piece in row], add_special_tokens=False))
-        return [[id for _ in row for id in next(encodings).ids][: self.max_tokens] for row in rows]
+        whole = ([id for _ in row for id in next(encodings).ids] for row in rows)
+        return [([id for id in ids if chance.random() >= drop_share] or ids)[: self.max_tokens] for ids in whole]
 
     @cached_property
     def _pieces(self) -> Tokenizer:
