@@ -82,7 +82,7 @@ def leave(number: int, _frame: object) -> NoReturn:
 def make(model: Model) -> None:
     heading(f"{model.name}: {model.purpose}")
     if list((MODELS / model.name).glob("*/bundle.json")):
-        say(f"{MODELS / model.name} is there already; `make clean` removes it")
+        say(f"{MODELS / model.name} is there already; remove it to make it anew")
         return
     run("train", model.recipe, "--out", str(RUNS / model.recipe))
     run("export", str(RUNS / model.recipe), "--out", str(MODELS / model.name))
@@ -150,8 +150,8 @@ def call_everything(target: str) -> None:
     heading("Which models are there?")
     run("models")
     heading("Generate: streams as tokens come; a seed makes it repeatable")
-    prompt = "def read_lines(path):\n"
-    run("generate", prompt, "--max-tokens", "80", "--temperature", "0.5", "--seed", "1")
+    prompt = "class Reader:\n    def __init__(self"
+    run("generate", prompt, "--max-tokens", "70", "--temperature", "0.4", "--seed", "3")
     heading("Classify")
     texts = ["Vereinigte Staaten", "les îles Féroé", "poniedziałek, 3 marca", "fredag den 13. juni", "दक्षिण अफ़्रीका"]
     run("classify", "--top-k", "2", *texts)
@@ -208,9 +208,11 @@ def heading(text: str) -> None:
 
 def farewell(seconds: float) -> None:
     heading(f"All of it took {seconds:.0f} s. Now it is yours:")
-    print("  make serve                                  keep the server running, on 127.0.0.1:50051")
-    print("  .venv/bin/polyhead classify 'Guten Abend'   call it from another terminal; --help lists all commands")
-    print("  curl -s http://127.0.0.1:9464/metrics       what Prometheus reads")
+    print("  make serve                                        keep the server running, on 127.0.0.1:50051")
+    print(
+        "  .venv/bin/polyhead classify 'le Royaume-Uni'      call it from another terminal; --help lists all commands"
+    )
+    print("  curl -s http://127.0.0.1:9464/metrics             what Prometheus reads")
 
 
 if __name__ == "__main__":
