@@ -56,6 +56,7 @@ class AsyncGenerationStream(AnswerStream, AsyncIterator[Piece]):
     ) -> None:
         super().__init__(request, attempts)
         self._method = method
+        self._closing = asyncio.Event()
         self._start()
 
     def _start(self) -> None:
@@ -67,9 +68,7 @@ class AsyncGenerationStream(AnswerStream, AsyncIterator[Piece]):
             try:
                 return self._add(await anext(self._messages))
             except grpc.RpcError as error:
-                await asyncio.sleep(self._delay_after(error))
-                if not self._closed:  # by another task, while this one slept
-                    self._start()
+                await self._call_again_in(self._delay_after(error))
             except asyncio.CancelledError:
                 if _task_is_cancelled():
                     raise
@@ -77,6 +76,13 @@ class AsyncGenerationStream(AnswerStream, AsyncIterator[Piece]):
                     self._failure = cancelled(self._request_id)
                     raise self._failure from None
         raise StopAsyncIteration
+
+    async def _call_again_in(self, seconds: float) -> None:
+        """Waits and sends the request again, unless the stream is closed by then."""
+        try:
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        except TimeoutError:
+            self._start()
 
     async def result(self) -> Generation:
         """The whole answer of a request for one sample, as `results` gives it; ValueError if there are several."""
@@ -94,6 +100,7 @@ class AsyncGenerationStream(AnswerStream, AsyncIterator[Piece]):
     async def close(self) -> None:
         """Ends the iteration, and the call if it still runs; the server then frees what it held for it."""
         self._closed = True
+        self._closing.set()
         self._call.cancel()
 
     async def __aenter__(self) -> Self:
@@ -129,9 +136,7 @@ class AsyncClient(BaseClient):
         """Continues a prompt, a text or token ids; `async for` over the pieces, or await `.result()` for the whole
         (`.results()` of several samples).
 
-        The options are those of `GenerateOptions`: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
-        presence_penalty, frequency_penalty, logit_bias, bad_words, seed; max_tokens, min_tokens, stop, ignore_eos; logprobs,
-        prompt_logprobs; samples; one of json_schema, regex, grammar and choices; prompt_lookup, priority.
+        `GenerateOptions` says what the options are.
         """
         request = requests.generate_request(prompt, model, version, request_id, options)
         return AsyncGenerationStream(self._inference.Generate, request, self._attempts(timeout))

@@ -5,6 +5,7 @@ PolyheadError               code, message, request_id
 │   ├── InvalidInput        a field is empty, too long, out of range or contradicts another one; field, violations
 │   ├── ModelNotFound       no such model or version; the message lists those there are
 │   ├── WrongTask           the model does not do that; the message says what it does
+│   ├── MessageTooLarge     the request or its answer has more bytes than one side takes; the message says how many
 │   └── Unauthenticated     no token or a wrong one
 ├── TemporaryError          the same request may succeed later; retry_after
 │   ├── Overloaded          a queue or all slots are full
@@ -75,6 +76,10 @@ class WrongTask(RequestError):
     """The model does not do that task."""
 
 
+class MessageTooLarge(RequestError):
+    """The request or its answer has more bytes than the server or this client takes in one message."""
+
+
 class Unauthenticated(RequestError):
     """No token or a wrong one."""
 
@@ -122,16 +127,23 @@ _TEMPORARY: dict[grpc.StatusCode, type[TemporaryError]] = {
     grpc.StatusCode.UNAVAILABLE: Unavailable,
 }
 
+# gRPC itself ends a call with RESOURCE_EXHAUSTED, on either side, when a message passes a limit; its text alone tells.
+_TOO_LARGE = "message larger than max"
+
 
 def from_rpc_error(error: grpc.RpcError, request_id: str = "") -> PolyheadError:
     """The typed form of a failed call's status, with `error` as its cause."""
     code, message = error.code(), error.details() or error.code().name.lower().replace("_", " ")
     details = _status_details(error)
+    retry_after = _retry_after(details)
     failure: PolyheadError
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         failure = InvalidInput(message, request_id=request_id, violations=_violations(details))
+    elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after is None and _TOO_LARGE in message:
+        message = f"too large for one call: {message}; send fewer or shorter inputs at once"
+        failure = MessageTooLarge(message, code=code, request_id=request_id)
     elif code in _TEMPORARY:
-        failure = _TEMPORARY[code](message, code=code, request_id=request_id, retry_after=_retry_after(details))
+        failure = _TEMPORARY[code](message, code=code, request_id=request_id, retry_after=retry_after)
     else:
         failure = _PLAIN.get(code, ServerError)(message, code=code, request_id=request_id)
     failure.__cause__ = error

@@ -1,8 +1,9 @@
 """When a failed call is sent again, as plain arithmetic; the waiting is done by who calls.
 
-Only UNAVAILABLE and RESOURCE_EXHAUSTED are retried: the server refused the request before working on it. The server's
-RetryInfo is the least wait; without it the wait grows exponentially. Both get jitter, so that callers who were refused
-together do not come back together.
+Only UNAVAILABLE, and RESOURCE_EXHAUSTED with RetryInfo, are retried: the server refused the request before working on it.
+Without RetryInfo, RESOURCE_EXHAUSTED is a limit that waiting does not lift, such as the size of a message. RetryInfo is
+the least wait; UNAVAILABLE without it waits exponentially longer. Both get jitter, so that callers who were refused together
+do not come back together.
 """
 
 import math
@@ -10,7 +11,7 @@ import random
 import time
 from dataclasses import dataclass
 
-from polyhead.client.errors import PolyheadError, TemporaryError
+from polyhead.client.errors import Overloaded, PolyheadError, TemporaryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class RetryPolicy:
     def delay(self, error: PolyheadError, attempt: int) -> float | None:
         """Seconds to wait after attempt number `attempt` (from 1) ended with `error`; None: do not try again."""
         if not isinstance(error, TemporaryError) or attempt >= self.attempts:
+            return None
+        if isinstance(error, Overloaded) and error.retry_after is None:
             return None
         # The exponent is bounded because 2.0**1024 is an OverflowError; the product is cut to max_backoff anyway.
         backoff = min(self.initial_backoff * self.multiplier ** min(attempt - 1, 64), self.max_backoff)

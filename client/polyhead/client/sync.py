@@ -4,6 +4,7 @@ from __future__ import annotations  # grpc's classes take type arguments only in
 
 import time
 from collections.abc import Iterator, Sequence
+from threading import Condition
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -48,6 +49,7 @@ class GenerationStream(AnswerStream, Iterator[Piece]):
     ) -> None:
         super().__init__(request, attempts)
         self._method = method
+        self._closing = Condition()
         self._call = method(request, timeout=attempts.remaining())
 
     def __next__(self) -> Piece:
@@ -57,9 +59,14 @@ class GenerationStream(AnswerStream, Iterator[Piece]):
             except grpc.RpcError as error:
                 if self._closed:  # by another thread, while this one waited
                     break
-                time.sleep(self._delay_after(error))
-                self._call = self._method(self._request, timeout=self._attempts.remaining())
+                self._call_again_in(self._delay_after(error))
         raise StopIteration
+
+    def _call_again_in(self, seconds: float) -> None:
+        """Waits and sends the request again, unless the stream is closed by then."""
+        with self._closing:
+            if not self._closing.wait_for(lambda: self._closed, timeout=seconds):
+                self._call = self._method(self._request, timeout=self._attempts.remaining())
 
     def result(self) -> Generation:
         """The whole answer of a request for one sample, as `results` gives it; ValueError if there are several."""
@@ -81,8 +88,10 @@ class GenerationStream(AnswerStream, Iterator[Piece]):
 
     def close(self) -> None:
         """Ends the iteration, and the call if it still runs; the server then frees what it held for it."""
-        self._closed = True
-        self._call.cancel()
+        with self._closing:
+            self._closed = True
+            self._closing.notify_all()
+            self._call.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -132,9 +141,7 @@ class Client(BaseClient):
         """Continues a prompt, a text or token ids; iterate over the pieces, or take `.result()` or `.text` as a whole
         (`.results()` of several samples).
 
-        The options are those of `GenerateOptions`: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
-        presence_penalty, frequency_penalty, logit_bias, bad_words, seed; max_tokens, min_tokens, stop, ignore_eos; logprobs,
-        prompt_logprobs; samples; one of json_schema, regex, grammar and choices; prompt_lookup, priority.
+        `GenerateOptions` says what the options are.
         """
         request = requests.generate_request(prompt, model, version, request_id, options)
         return GenerationStream(self._inference.Generate, request, self._attempts(timeout))

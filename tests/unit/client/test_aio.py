@@ -16,6 +16,7 @@ from polyhead.client import (
     InvalidInput,
     ModelNotFound,
     Overloaded,
+    PolyheadError,
     RetryPolicy,
     Unavailable,
 )
@@ -143,6 +144,25 @@ async def test_a_stream_closed_by_another_task_just_ends(async_client: AsyncClie
     await asyncio.sleep(0)
     await stream.close()
     assert await reader is None
+
+
+async def test_a_stream_closed_while_it_waits_ends_at_once_and_is_not_asked_for_again(server: ScriptedServer) -> None:
+    server.script.failures.append(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (retry_info(60),)))
+    waits = asyncio.Event()
+
+    class ToldPolicy(RetryPolicy):
+        def delay(self, error: PolyheadError, attempt: int) -> float | None:
+            waits.set()
+            return super().delay(error, attempt)
+
+    async with asyncio.timeout(20), AsyncClient(server.target, timeout=300, retry=ToldPolicy()) as client:
+        stream = client.generate("endless")
+        reader = asyncio.ensure_future(anext(stream, None))
+        await waits.wait()
+        await stream.close()
+        assert await reader is None
+        assert (await client.embed("a", request_id="after")).embeddings
+    assert [request.request_id for request in server.script.requests] == [stream.request_id, "after"]
 
 
 async def test_closing_the_client_ends_what_runs_with_a_typed_error(server: ScriptedServer) -> None:

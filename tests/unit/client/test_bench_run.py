@@ -244,6 +244,7 @@ def test_what_does_not_go_together_is_one_line_and_exit_code_two(
         ("generate --rate 3 --streams 2", "not allowed with argument --rate"),
         ("generate --rate inf", "argument --rate: must be a number above 0, not 'inf'"),
         ("generate --seconds inf", "argument --seconds: must be a number above 0, not 'inf'"),
+        ("embed --timeout inf", "argument --timeout: must be a number above 0, not 'inf'"),
         ("generate --requests 0", "argument --requests: must be a whole number, 1 or more, not '0'"),
         ("generate --prompt-tokens 9-3", "argument --prompt-tokens: lengths must be 1 or more and not fall, not 9-3"),
         ("embed --tokens 3 --words 3", "not allowed with argument --tokens"),

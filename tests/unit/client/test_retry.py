@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyhead.client import InvalidInput, Overloaded, PolyheadError, RetryPolicy, Unavailable
+from polyhead.client import InvalidInput, MessageTooLarge, Overloaded, PolyheadError, RetryPolicy, Unavailable
 from polyhead.client.retry import Attempts
 
 
@@ -13,11 +13,14 @@ def overloaded(retry_after: float | None = None) -> Overloaded:
     return Overloaded("full", code=grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=retry_after)
 
 
+DRAINING = Unavailable("draining", code=grpc.StatusCode.UNAVAILABLE)
+
+
 @settings(deadline=None)
 @given(attempt=st.integers(1, 10_000), multiplier=st.floats(1, 100))
 def test_backoff_grows_to_its_limit_and_no_further(attempt: int, multiplier: float) -> None:
     policy = RetryPolicy(attempts=10_001, initial_backoff=0.1, multiplier=multiplier, max_backoff=5)
-    delay = policy.delay(overloaded(), attempt)
+    delay = policy.delay(DRAINING, attempt)
     longest = min(5.0, 0.1 * multiplier ** min(attempt - 1, 64))
     assert delay is not None
     assert longest / 2 <= delay <= longest
@@ -32,14 +35,17 @@ def test_a_client_waits_at_least_as_long_as_the_server_asks(attempt: int, retry_
 
 
 def test_the_last_attempt_is_the_last() -> None:
-    assert RetryPolicy(attempts=3).delay(overloaded(), 2) is not None
-    assert RetryPolicy(attempts=3).delay(overloaded(), 3) is None
+    assert RetryPolicy(attempts=3).delay(DRAINING, 2) is not None
+    assert RetryPolicy(attempts=3).delay(DRAINING, 3) is None
 
 
 @pytest.mark.parametrize(
     ("error", "again"),
     [
-        (Unavailable("draining", code=grpc.StatusCode.UNAVAILABLE), True),
+        (DRAINING, True),
+        (overloaded(retry_after=0), True),
+        (overloaded(), False),
+        (MessageTooLarge("5 MB", code=grpc.StatusCode.RESOURCE_EXHAUSTED), False),
         (InvalidInput("top_k: too large"), False),
         (PolyheadError("?", code=grpc.StatusCode.INTERNAL), False),
     ],

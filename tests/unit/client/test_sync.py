@@ -1,5 +1,6 @@
 import time
-from threading import Thread
+from dataclasses import dataclass, field
+from threading import Event, Thread
 
 import grpc
 import pytest
@@ -10,8 +11,10 @@ from polyhead.client import (
     Client,
     DeadlineExceeded,
     InvalidInput,
+    MessageTooLarge,
     ModelNotFound,
     Overloaded,
+    Piece,
     PolyheadError,
     RetryPolicy,
     ServerError,
@@ -186,6 +189,25 @@ def test_a_stream_is_asked_for_again_before_its_first_message(server: ScriptedSe
     assert len(server.script.requests) == 3
 
 
+@pytest.mark.parametrize("message", ["full", "Received message larger than max"])
+def test_a_limit_without_a_time_to_come_back_is_not_tried_again(
+    server: ScriptedServer, client: Client, message: str
+) -> None:
+    server.script.failures.append(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, message))
+    with pytest.raises(PolyheadError, match=message):
+        client.embed("a")
+    assert len(server.script.requests) == 1
+
+
+def test_a_request_larger_than_the_server_takes_says_so_and_what_to_do(server: ScriptedServer, client: Client) -> None:
+    with pytest.raises(
+        MessageTooLarge, match=r"larger than max \(50000\d\d vs. 4194304\); send fewer or shorter"
+    ) as caught:
+        client.embed("a" * 5_000_000, request_id="large")
+    assert (caught.value.code, caught.value.request_id) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "large")
+    assert server.script.requests == []
+
+
 def test_a_stream_is_never_asked_for_again_after_its_first_message(server: ScriptedServer, client: Client) -> None:
     server.script.failures.append(Failure(grpc.StatusCode.UNAVAILABLE, "gone", after=1))
     stream = client.generate("a b")
@@ -257,6 +279,34 @@ def test_a_stream_may_be_closed_by_another_thread(server: ScriptedServer, client
     closer.start()
     assert list(stream) == []
     closer.join()
+
+
+@dataclass(frozen=True)
+class ToldPolicy(RetryPolicy):
+    """Says when a wait begins."""
+
+    waits: Event = field(default_factory=Event)
+
+    def delay(self, error: PolyheadError, attempt: int) -> float | None:
+        self.waits.set()
+        return super().delay(error, attempt)
+
+
+def test_a_stream_closed_while_it_waits_ends_at_once_and_is_not_asked_for_again(server: ScriptedServer) -> None:
+    server.script.failures.append(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (retry_info(60),)))
+    policy = ToldPolicy()
+    with Client(server.target, timeout=300, retry=policy) as client:
+        stream = client.generate("endless")
+        pieces: list[Piece] = []
+        reader = Thread(target=lambda: pieces.extend(stream), daemon=True)
+        reader.start()
+        assert policy.waits.wait(10)
+        stream.close()
+        reader.join(10)
+        assert not reader.is_alive()
+        assert pieces == []
+        assert client.embed("a", request_id="after").embeddings
+    assert [request.request_id for request in server.script.requests] == [stream.request_id, "after"]
 
 
 def test_closing_the_client_ends_its_streams(server: ScriptedServer, client: Client) -> None:

@@ -9,7 +9,7 @@ from polyhead.client.base import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from polyhead.client.bench.lengths import Lengths, parse_lengths
 from polyhead.client.bench.settings import DEFAULT_SECONDS, DEFAULT_STREAMS, OPEN_LOOP_WARMUP
 from polyhead.client.cli import bench_commands, generation
-from polyhead.client.cli.values import at_least_one, count, positive_seconds
+from polyhead.client.cli.values import at_least_one, count
 
 
 def add_bench(group: Any) -> None:
@@ -90,7 +90,7 @@ def _add_task(tasks: Any, task: str, purpose: str) -> argparse.ArgumentParser:
     parser.add_argument("--model-version", metavar="N", help="its version (default: the newest that serves)")
     parser.add_argument(
         "--timeout",
-        type=positive_seconds,
+        type=_positive,
         default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
         help="how long one request may take; nothing is retried (default %(default)g)",

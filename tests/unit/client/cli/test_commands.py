@@ -375,12 +375,19 @@ def test_wrong_usage_is_one_line_and_exit_code_two(
         ("embed", "--truncate --json --target --timeout"),
         ("tokenize", "--no-special-tokens"),
         ("models", "--json --target --timeout"),
+        (
+            "bench generate",
+            "--streams --rate --trace --requests --seconds --warmup --seed --prompt-tokens --max-tokens --shared-prefix "
+            "--slo-ttft --slo-itl --temperature --json --png --target --timeout --model",
+        ),
+        ("bench classify", "--concurrency --rate --inputs-per-request --tokens --words --texts --truncate"),
+        ("bench embed", "--concurrency --rate --inputs-per-request --tokens --words --texts --truncate"),
         ("health", "--model --json"),
     ],
 )
 def test_help_is_complete(command: str, flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     out = capsys.readouterr().out
     assert caught.value.code == 0
     assert all(flag in out for flag in flags.split())
@@ -391,7 +398,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
-    commands = ["generate", "classify", "embed", "tokenize", "models", "health", "train", "export", "serve"]
+    commands = ["generate", "classify", "embed", "tokenize", "models", "health", "bench", "train", "export", "serve"]
     assert [name for name in commands if f"\n    {name} " not in out] == []
 
 
