@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from operator import mul
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,27 +23,15 @@ POLYHEAD = str(Path(sys.executable).with_name("polyhead"))
 READY_SECONDS, STOP_SECONDS = 60, 40
 
 
-@dataclass(frozen=True)
-class Model:
-    """What the demo trains with `polyhead train RECIPE` and serves as NAME."""
-
-    name: str
-    recipe: str
-    purpose: str
-
-
+# What is trained with `polyhead train RECIPE` and served as NAME.
 THREE = (
-    Model("python-gpt", "gpt", "continues Python; learns from the source of Python's standard library"),
-    Model("language", "classifier", "tells the language of a text; learns from the names in the Unicode CLDR"),
-    Model("names", "embedder", "brings translations of a name together; learns from the Unicode CLDR too"),
+    ("gpt", "python-gpt", "continues Python; learns from the source of Python's standard library"),
+    ("classifier", "language", "tells the language of a text; learns from the names in the Unicode CLDR"),
+    ("embedder", "names", "brings translations of a name together; learns from the Unicode CLDR too"),
 )
-SHOWN_METRICS = (
-    "polyhead_requests_total",
-    "polyhead_prompt_tokens_total",
-    "polyhead_generated_tokens_total",
-    "polyhead_time_to_first_token_seconds_sum",
-    "polyhead_inter_token_latency_seconds_sum",
-    "polyhead_model_load_duration_seconds",
+SHOWN_METRICS = tuple(
+    f"polyhead_{name}"
+    for name in ("requests_total", "generated_tokens_total", "time_to_first_token_seconds_sum", "model_info")
 )
 
 
@@ -57,8 +45,9 @@ def main() -> int:
         signal.signal(number, leave)
     began = time.monotonic()
     try:
-        for model in THREE:
-            make(model)
+        for recipe, name, purpose in THREE:
+            heading(f"{name}: {purpose}")
+            make(RUNS / recipe, recipe, MODELS / name)
         with server() as (target, metrics_url):
             call_everything(target)
             show_metrics(metrics_url)
@@ -76,19 +65,12 @@ def leave(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-# -- train and export
-
-
-def make(model: Model) -> None:
-    heading(f"{model.name}: {model.purpose}")
-    if list((MODELS / model.name).glob("*/bundle.json")):
-        say(f"{MODELS / model.name} is there already; remove it to make it anew")
+def make(checkpoint: Path, recipe: str, model: Path) -> None:
+    if list(model.glob("*/bundle.json")):
+        say(f"{model} is there already; remove it to make it anew")
         return
-    run("train", model.recipe, "--out", str(RUNS / model.recipe))
-    run("export", str(RUNS / model.recipe), "--out", str(MODELS / model.name))
-
-
-# -- serve
+    run("train", recipe, "--out", str(checkpoint))
+    run("export", str(checkpoint), "--out", str(model))
 
 
 @contextmanager
@@ -142,9 +124,6 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-# -- call
-
-
 def call_everything(target: str) -> None:
     os.environ["POLYHEAD_TARGET"] = target
     heading("Which models are there?")
@@ -164,14 +143,10 @@ def call_everything(target: str) -> None:
 def show_nearest(query: str, names: list[str]) -> None:
     lines = run("embed", "--json", query, *names, show_output=False).splitlines()
     vectors = [json.loads(line)["embedding"] for line in lines]
-    likeness = {name: dot(vectors[0], vector) for name, vector in zip(names, vectors[1:], strict=True)}
+    # Embeddings have length 1, so their product is the cosine.
+    likeness = {name: sum(map(mul, vectors[0], vector)) for name, vector in zip(names, vectors[1:], strict=True)}
     for name, cosine in sorted(likeness.items(), key=lambda pair: -pair[1]):
         print(f"{cosine:6.3f}  {name}")
-
-
-def dot(left: list[float], right: list[float]) -> float:
-    """The cosine of two embeddings, as they have length 1."""
-    return sum(a * b for a, b in zip(left, right, strict=True))
 
 
 def show_metrics(url: str) -> None:
@@ -180,9 +155,6 @@ def show_metrics(url: str) -> None:
     with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310  # the server just started
         text: str = response.read().decode()
     print("\n".join(line for line in text.splitlines() if line.startswith(SHOWN_METRICS)))
-
-
-# -- how it looks
 
 
 def run(*arguments: str, show_output: bool = True) -> str:
