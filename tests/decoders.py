@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from polyhead.export.to_onnx import export_decoder
 from polyhead.models.gpt import GPT, GPTConfig
 from polyhead.server.constraints import GrammarCompiler
+from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.runtime import threads
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.tokenizer import Tokenizer
@@ -38,11 +39,14 @@ class SilentObserver:
     def inter_token(self, seconds: float) -> None: ...
 
 
+LIMITS = GeneratorLimits(max_queue_requests=100, max_queue_tokens=100_000, prefill_budget_tokens=256)
+
+
 @cache
-def tiny_gpt() -> GPT:
+def tiny_gpt(vocabulary: int = VOCABULARY) -> GPT:
     """Widths that no vector register divides, fewer key than query heads, and weights large enough for varied answers."""
     torch.manual_seed(0)
-    model = GPT(GPTConfig(VOCABULARY, CAPACITY, layers=2, heads=6, kv_heads=2, width=96, hidden=173)).eval()
+    model = GPT(GPTConfig(vocabulary, CAPACITY, layers=2, heads=6, kv_heads=2, width=96, hidden=173)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -51,22 +55,23 @@ def tiny_gpt() -> GPT:
 
 
 @cache
-def _graph() -> Path:
+def tiny_graph(vocabulary: int = VOCABULARY) -> Path:
     path = Path(mkdtemp(prefix="polyhead-test-")) / "decoder.onnx"
-    ir.save(export_decoder(tiny_gpt()), path)
+    ir.save(export_decoder(tiny_gpt(vocabulary)), path)
     return path
 
 
-def tiny_manifest() -> bundle_pb2.Bundle:
-    config = tiny_gpt().config
-    limits = bundle_pb2.Limits(max_tokens=CAPACITY, vocabulary_size=VOCABULARY, prefill_chunk=CHUNK)
+def tiny_manifest(vocabulary: int = VOCABULARY) -> bundle_pb2.Bundle:
+    config = tiny_gpt(vocabulary).config
+    limits = bundle_pb2.Limits(max_tokens=CAPACITY, vocabulary_size=vocabulary, prefill_chunk=CHUNK)
     slots = bundle_pb2.Cache(layers=config.layers, kv_heads=config.kv_heads, head_size=config.head_size, type="float")
     return bundle_pb2.Bundle(task=bundle_pb2.TASK_GENERATE, limits=limits, cache=slots)
 
 
-def tiny_decoder(slots: int = 4, prefix_slots: int = 0) -> Decoder:
+def tiny_decoder(slots: int = 4, prefix_slots: int = 0, vocabulary: int = VOCABULARY) -> Decoder:
     threads.configure(None)
-    return Decoder(_graph(), tiny_manifest(), slots=slots, capacity=CAPACITY, prefix_slots=prefix_slots)
+    graph, manifest = tiny_graph(vocabulary), tiny_manifest(vocabulary)
+    return Decoder(graph, manifest, slots=slots, capacity=CAPACITY, prefix_slots=prefix_slots)
 
 
 def byte_tokenizer(end: int | None = None) -> Tokenizer:

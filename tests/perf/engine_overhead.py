@@ -22,6 +22,7 @@ from polyhead.server.runtime import threads
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.tokenizer import Tokenizer
 
+LIMITS = GeneratorLimits(max_queue_requests=1024, max_queue_tokens=2**20, prefill_budget_tokens=512)
 SAMPLINGS = {
     "greedy": Sampling(seed=0, temperature=0.0),
     "top-k 50": Sampling(seed=0, top_k=50),
@@ -78,7 +79,7 @@ async def main(options: argparse.Namespace) -> None:
     for name, sampling in SAMPLINGS.items():
         watch: Any = Stopwatch(options.streams)
         decoder = Decoder(bundle.graph, bundle.manifest, slots=options.streams, capacity=capacity)
-        engine = Generator(decoder, tokenizer, GeneratorLimits(), watch)
+        engine = Generator(decoder, tokenizer, LIMITS, watch)
         engine.start()
         await measure(
             engine, [GenerationRequest(p, sampling, Stopping(max_tokens=8, ignore_eos=True)) for p in prompts]

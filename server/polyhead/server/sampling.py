@@ -151,7 +151,10 @@ def _adjusted(adjustment: Adjustment, penalty: float, logits: Floats) -> Floats:
         ids, values = adjustment.added
         scores[ids] += values
     if adjustment.banned is not None:
+        kept = scores[adjustment.banned]
         scores[adjustment.banned] = -np.inf
+        if np.isneginf(scores.max()):  # a ban on everything is none
+            scores[adjustment.banned] = kept
     if (allowed := adjustment.allowed) is not None:
         scores[: len(allowed)][~allowed] = -np.inf
         scores[len(allowed) :] = -np.inf

@@ -5,14 +5,18 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from polyhead.server.engine.sequence import Piece
+from polyhead.server.engine.sequence import GenerationTimes, Piece
 
 
 class Answer:
     """Iterate over it with `async for`. Ends when every sample had its last piece; raises what the engine met instead."""
 
-    def __init__(self, on_cancel: Callable[[], None], samples: int = 1) -> None:
+    def __init__(
+        self, on_cancel: Callable[[], None], times_so_far: Callable[[], GenerationTimes | None], samples: int = 1
+    ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.times_so_far = times_so_far
+        """Of the first sample; None while it waits for a slot."""
         self._on_cancel = on_cancel
         self._arrived: deque[Piece | BaseException] = deque()
         self._changed = asyncio.Event()

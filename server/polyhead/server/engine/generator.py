@@ -51,9 +51,15 @@ class Generator:
         self._deliveries: list[Delivery] = []
         self._wake = threading.Condition()
         self._draining = self._closing = False
+        self._dead = self._ended = False
         self._idle_waiters: list[Future[None]] = []
         self._seconds_per_request = 0.0  # exponential moving average, for telling when to come back
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine has met an error of its own that it could not go on from."""
+        return not self._dead
 
     def start(self) -> None:
         self._thread.start()
@@ -68,7 +74,7 @@ class Generator:
             given = f"{len(request.prompt)} prompt tokens, {longest} with the answer, {request.samples} samples"
             raise ValueError(f"{given}; there are {self.slots} slots of {self.capacity} tokens")
         sequence = sequences_of(request, self._clock())
-        answer = Answer(lambda: self._cancel(sequence), request.samples)
+        answer = Answer(lambda: self._cancel(sequence), lambda: sequence.times_so_far(self._clock()), request.samples)
         with self._wake:
             if self._draining:
                 raise Unavailable("the model is draining")
@@ -85,6 +91,8 @@ class Generator:
         idle.set_running_or_notify_cancel()  # who stops waiting must not take it away from the engine
         with self._wake:
             self._draining = True
+            if self._ended or self._thread.ident is None:
+                return
             self._idle_waiters.append(idle)
             self._wake.notify()
         await asyncio.wrap_future(idle)
@@ -94,7 +102,9 @@ class Generator:
         with self._wake:
             self._draining = self._closing = True
             self._wake.notify()
-        if self._thread.is_alive():
+        if self._thread.ident is None:
+            self._stepper.close()
+        else:
             self._thread.join()
 
     def check_integrity(self) -> None:
@@ -119,34 +129,43 @@ class Generator:
         return min(max(self._seconds_per_request / self.slots, 0.05), 30.0)
 
     def _run(self) -> None:
-        while self._wait_for_work():
-            try:
+        try:
+            while self._wait_for_work():
                 self._iterate()
-            except Exception as error:
-                log.exception("generation step failed")
-                self._fail_admitted(error)
-            self._publish()
-        self._stepper.close()
+                self._publish()
+        except BaseException:
+            log.exception("the generation engine died")
+            self._dead = True
+        finally:
+            self._end()
 
     def _wait_for_work(self) -> bool:
-        """Sleep until there is something to do; False: the engine closes, and every answer has been told."""
+        """Sleep until there is something to do; False: the engine closes."""
         with self._wake:
             while not (self._scheduler.has_work or self._closing):
-                for waiter in self._idle_waiters:
-                    waiter.set_result(None)
-                self._idle_waiters.clear()
+                self._release_idle_waiters()
                 self._wake.wait()
-            if not self._closing:
-                return True
-            self._deliveries += [(answer, Unavailable("the server stops")) for answer in set(self._answers.values())]
-            self._scheduler.drop_all()
+            return not self._closing
+
+    def _end(self) -> None:
+        """Tell everyone who still waits, and leave nothing behind."""
+        with self._wake:
+            self._draining = self._ended = True
+            reason = "the model's engine failed" if self._dead else "the server stops"
+            self._deliveries += [(answer, Unavailable(reason)) for answer in set(self._answers.values())]
+            self._scheduler.drop_waiting()
             self._answers.clear()
-            self._observer.queue_size(0)
-            self._observer.running(0)
+            self._release_idle_waiters()
         self._publish()
+        self._stepper.close()
+        for sequence in self._scheduler.admitted:
+            self._release(sequence)
+        self._observer.queue_size(0)
+
+    def _release_idle_waiters(self) -> None:
         for waiter in self._idle_waiters:
             waiter.set_result(None)
-        return False
+        self._idle_waiters.clear()
 
     def _iterate(self) -> None:
         """One iteration: prefill under the budget, then one token for every row that decodes."""
@@ -156,65 +175,77 @@ class Generator:
             self._publish()
             spent += chunk.end - chunk.start
         if rows := list(self._slots.decoding):
-            self._hand_out(self._stepper.decode(rows))
+            try:
+                self._hand_out(self._stepper.decode(rows))
+            except Exception as error:  # the rows share the call, so they share its failure; who waits does not
+                log.exception("a step of generation failed", rows=len(rows))
+                for sequence in rows:
+                    self._fail(sequence, error)
 
     def _next_chunk(self, spent: int) -> Chunk | None:
+        for sequence in self._scheduler.admitted:
+            if sequence.ended:
+                self._release(sequence)
+        self._admit()
+        return self._scheduler.next_chunk(spent)
+
+    def _admit(self) -> None:
         with self._wake:
-            for sequence in self._scheduler.admitted:
-                if sequence.ended:
-                    self._release(sequence)
-            chunk = self._scheduler.next_chunk(spent)
+            sequence = self._scheduler.admit()
             self._observer.queue_size(self._scheduler.waiting)
-            self._observer.running(self._slots.used)
-        if chunk and not self._stepper.knows(chunk.sequence):
-            self._stepper.begin(chunk.sequence)
-        return chunk
+        self._observer.running(self._slots.used)
+        if sequence:
+            try:
+                self._scheduler.restore_prefix(sequence)
+                self._stepper.begin(sequence)
+            except Exception as error:
+                log.exception("a request could not begin")
+                self._fail(sequence, error)
 
     def _prefill(self, chunk: Chunk) -> None:
-        out = self._stepper.prefill(chunk)
-        self._scheduler.prefilled(chunk)
-        if chunk.is_last:
-            self._hand_out(self._stepper.first_tokens(chunk.sequence, out))
+        """A call of its own, so that its failure is its own."""
+        try:
+            out = self._stepper.prefill(chunk)
+            self._scheduler.prefilled(chunk)
+            if chunk.is_last:
+                self._hand_out(self._stepper.first_tokens(chunk.sequence, out))
+        except Exception as error:
+            log.exception("a prefill failed")
+            self._fail(chunk.sequence, error)
 
     def _hand_out(self, pieces: Pieces) -> None:
         for sequence, piece in pieces:
-            answer = self._answers[sequence]
-            self._deliveries.append((answer, piece))
             if isinstance(piece, Exception):
-                self._fail(answer, sequence)
-            elif piece.finish_reason:
-                self._finish(sequence)
+                self._fail(sequence, piece)
+                continue
+            self._deliveries.append((self._answers[sequence], piece))
+            if piece.finish_reason:
+                self._release(sequence)
+                self._learn_duration(sequence)
 
-    def _fail(self, answer: Answer, sequence: Sequence) -> None:
-        """One row's own choice failed: it goes, and with it the other samples of its request before their next step."""
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """An answer can't go on: tell it, free its slot, and let the other samples of its request go before their next step."""
+        if sequence.slot < 0:
+            return  # gone already, with another sample
+        answer = self._answers[sequence]
+        self._deliveries.append((answer, error))
         with self._wake:
             for other, its in self._answers.items():
                 other.ended |= its is answer
-            self._release(sequence)
-
-    def _finish(self, sequence: Sequence) -> None:
-        with self._wake:
-            self._release(sequence)
-        elapsed = sequence.last_token - sequence.started
-        known = self._seconds_per_request
-        self._seconds_per_request = known + 0.1 * (elapsed - known) if known else elapsed
+        self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        """Forget an admitted sequence and free its slot; the lock is held."""
+        """Forget an admitted sequence and free its slot."""
         if sequence.slot < 0:
             return  # a sibling that went with the first sample
         for gone in self._scheduler.finish(sequence):
-            del self._answers[gone]
+            self._answers.pop(gone, None)
             self._stepper.forget(gone)
         self._observer.running(self._slots.used)
 
-    def _fail_admitted(self, error: Exception) -> None:
-        """A step failed: whoever was in it hears so, whoever waits does not."""
-        with self._wake:
-            admitted = self._scheduler.admitted
-            self._deliveries += [(answer, error) for answer in {self._answers[s] for s in admitted}]
-            for sequence in admitted:
-                self._release(sequence)
+    def _learn_duration(self, sequence: Sequence) -> None:
+        elapsed, known = sequence.last_token - sequence.started, self._seconds_per_request
+        self._seconds_per_request = known + 0.1 * (elapsed - known) if known else elapsed
 
     def _publish(self) -> None:
         """Send what has gathered: one call for each event loop."""

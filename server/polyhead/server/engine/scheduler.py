@@ -19,11 +19,11 @@ from polyhead.server.errors import Overloaded
 class GeneratorLimits:
     """Bounds of one model's engine."""
 
-    max_queue_requests: int = 256
+    max_queue_requests: int
     """Requests that may wait for a slot."""
-    max_queue_tokens: int = 262_144
+    max_queue_tokens: int
     """Prompt tokens that may wait for a slot."""
-    prefill_budget_tokens: int = 256
+    prefill_budget_tokens: int
     """Prompt tokens worked on between two steps of the decoding rows; at least one chunk always is."""
 
 
@@ -41,7 +41,11 @@ class Chunk:
 
 
 class Scheduler:
-    """Owns the queue and decides who is prefilled; slots own the rows that decode. Not thread-safe."""
+    """Owns the queue and decides who is prefilled; slots own the rows that decode.
+
+    What touches the queue (`waiting`, `has_work`, `add`, `remove`, `admit`, `drop_waiting`) is called under the engine's lock and
+    takes no time; the rest belongs to the engine's thread.
+    """
 
     def __init__(self, slots: Slots, prefixes: PrefixCache, limits: GeneratorLimits, chunk_tokens: int) -> None:
         self._slots = slots
@@ -87,9 +91,24 @@ class Scheduler:
         self._waiting_tokens -= len(sequence.request.prompt)
         return True
 
+    def admit(self) -> Sequence | None:
+        """Unless a prompt is being read already, give the first waiting request a slot for each of its samples."""
+        if self.prefilling or not self._waiting or self._slots.free < self._waiting[0].request.samples:
+            return None
+        self.prefilling = sequence = self._waiting.pop(0)
+        self._waiting_tokens -= len(sequence.request.prompt)
+        for sample in (sequence, *sequence.siblings):
+            self._slots.acquire(sample)
+        return sequence
+
+    def restore_prefix(self, sequence: Sequence) -> None:
+        """Begin an admitted prompt with what the prefix cache has of it, unless every position's logits are wanted."""
+        if sequence.request.prompt_logprobs is None:
+            sequence.cached = sequence.cached_prompt = self._prefixes.restore(sequence.request.prompt, sequence.slot)
+
     def next_chunk(self, spent_tokens: int) -> Chunk | None:
         """The next chunk to prefill in an iteration that has spent so many tokens already; None: it is time to decode."""
-        sequence = self.prefilling or self._admit()
+        sequence = self.prefilling
         if sequence is None:
             return None
         start, prompt = sequence.cached, len(sequence.request.prompt)
@@ -123,12 +142,10 @@ class Scheduler:
             self._slots.release(one)
         return gone
 
-    def drop_all(self) -> None:
-        """Forget everyone who waits and everyone who holds a slot."""
+    def drop_waiting(self) -> None:
+        """Forget everyone who waits."""
         self._waiting.clear()
         self._waiting_tokens = 0
-        while admitted := self.admitted:
-            self.finish(admitted[0])
 
     def check_integrity(self) -> None:
         """Raises AssertionError if the queue is miscounted or an idle engine still holds a slot."""
@@ -136,15 +153,3 @@ class Scheduler:
         self._slots.check_integrity()
         if not self.has_work:
             assert self._slots.used == 0, f"{self._slots.used} slots are in use by nobody"
-
-    def _admit(self) -> Sequence | None:
-        """Give the first waiting request a slot for each of its samples, if there are enough."""
-        if not self._waiting or self._slots.free < self._waiting[0].request.samples:
-            return None
-        self.prefilling = sequence = self._waiting.pop(0)
-        self._waiting_tokens -= len(sequence.request.prompt)
-        for sample in (sequence, *sequence.siblings):
-            self._slots.acquire(sample)
-        if sequence.request.prompt_logprobs is None:  # those need every position computed
-            sequence.cached = sequence.cached_prompt = self._prefixes.restore(sequence.request.prompt, sequence.slot)
-        return sequence

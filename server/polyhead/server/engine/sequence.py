@@ -152,6 +152,13 @@ class Sequence:
             inference=self.last_token - self.started,
         )
 
+    def times_so_far(self, now: float) -> GenerationTimes | None:
+        """Of an answer that is not over; None while it waits for a slot."""
+        if not self.started:
+            return None
+        first_token = self.first_token or now
+        return GenerationTimes(self.started - self.arrived, first_token - self.arrived, now - self.started)
+
 
 def sequences_of(request: GenerationRequest, arrived: float) -> Sequence:
     """The request's first sample, with its siblings."""

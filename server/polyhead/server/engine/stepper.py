@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from math import isfinite
 
 import numpy as np
 
@@ -46,9 +47,6 @@ class Stepper:
             sample.cached_prompt = sequence.cached_prompt
             self._progress[sample] = Progress(sample, self._tokenizer)
 
-    def knows(self, sequence: Sequence) -> bool:
-        return sequence in self._progress
-
     def forget(self, sequence: Sequence) -> None:
         self._progress.pop(sequence, None)
 
@@ -64,7 +62,7 @@ class Stepper:
             self._prepare([sequence, *sequence.siblings])
         tokens = np.array(request.prompt[chunk.start : chunk.end], np.int64)
         every = request.prompt_logprobs is not None
-        top_k = graph_top_k([sequence.request]) if chunk.is_last or every else 1
+        top_k = self._top_k([sequence]) if chunk.is_last or every else 1
         began = self._clock()
         out = self._decoder.append(sequence.slot, tokens, chunk.start, top_k, every_position=every)
         self._ran(began, rows=1, tokens=len(tokens), padding=max(0, 2 - len(tokens)))
@@ -95,7 +93,7 @@ class Stepper:
         tokens = np.array([sequence.tokens[-1], *draft], np.int64)
         past = sequence.cached
         began = self._clock()
-        top_k = graph_top_k([sequence.request])
+        top_k = self._top_k([sequence])
         out = self._decoder.append(sequence.slot, tokens, past, top_k, every_position=True)
         self._ran(began, rows=1, tokens=len(tokens), padding=0)
         pieces: Pieces = []
@@ -118,11 +116,14 @@ class Stepper:
         tokens = np.array([s.tokens[-1] for s in rows], np.int64)
         past = np.array([s.cached for s in rows], np.int32)
         began = self._clock()
-        out = self._decoder.decode(tokens, past, graph_top_k([s.request for s in rows]), first=rows[0].slot)
+        out = self._decoder.decode(tokens, past, self._top_k(rows), first=rows[0].slot)
         self._ran(began, rows=len(rows), tokens=len(rows), padding=0)
         for sequence in rows:
             sequence.cached += 1
         return out
+
+    def _top_k(self, rows: Iterable[Sequence]) -> int:
+        return min(graph_top_k([s.request for s in rows]), self._decoder.vocabulary_size)
 
     def _choose(self, rows: list[Sequence], out: StepOutput, at: Iterable[int]) -> Pieces:
         """Make each row's choice from the output's row `at` that belongs to it; a row that fails leaves the others alone."""
@@ -131,6 +132,8 @@ class Stepper:
         for sequence, place in zip(rows, at, strict=True):
             progress = self._progress[sequence]
             try:
+                if not isfinite(out.logsumexp[place]):
+                    raise ArithmeticError("the model gave logits that are no numbers")
                 choices.append((progress, place, progress.row()))
             except Exception as error:
                 pieces.append((sequence, error))

@@ -17,6 +17,7 @@ from polyhead.v1 import bundle_pb2
 
 Array = NDArray[Any]
 
+_KEPT_BINDINGS = 256
 _POSITION_OUTPUTS = ("topk_values", "topk_ids", "logsumexp", "logits")
 
 
@@ -112,16 +113,22 @@ class Decoder:
 
     def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0) -> StepOutput:
         """Append one token to each of B neighbouring slots from `first` on, which hold `past` (B,) tokens; N is B."""
-        key = (first, len(tokens), top_k)
-        if key not in self._decoding:
-            self._decoding[key] = self._bind(first, len(tokens), 1, np.arange(len(tokens)), top_k)
-        binding = self._decoding[key]
+        binding = self._decoding_binding(first, len(tokens), top_k)
         inputs = binding.inputs
         inputs["input_ids"][:, 0] = tokens
         inputs["seqlens_k"][:] = past
         inputs["position_ids"][:, 0] = past
         self._session.run_with_iobinding(binding.io)
         return binding.output
+
+    def _decoding_binding(self, first: int, rows: int, top_k: int) -> _Binding:
+        """Kept for the next step, which mostly has the same shape."""
+        key = (first, rows, top_k)
+        if key not in self._decoding:
+            while len(self._decoding) >= _KEPT_BINDINGS:
+                del self._decoding[next(iter(self._decoding))]
+            self._decoding[key] = self._bind(first, rows, 1, np.arange(rows), top_k)
+        return self._decoding[key]
 
     def close(self) -> None:
         """Let go of the graph and the slots' memory."""

@@ -1,10 +1,11 @@
 """The generation engine on a real graph: answers, ends, and that neither traffic nor neighbours change a bit."""
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 
 from polyhead.server.constraints import Constraint, Grammar, Kind
 from polyhead.server.engine.generator import Generator
-from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.engine.sequence import (
     Counts,
     FinishReason,
@@ -24,16 +24,20 @@ from polyhead.server.engine.sequence import (
     TokenLogprob,
 )
 from polyhead.server.errors import InvalidInput, Overloaded, Unavailable
+from polyhead.server.runtime.decoder import Decoder, StepOutput
 from tests.decoders import (
     CAPACITY,
     CHUNK,
     END,
+    LIMITS,
     VOCABULARY,
     SilentObserver,
     byte_grammars,
     byte_tokenizer,
     tiny_decoder,
     tiny_gpt,
+    tiny_graph,
+    tiny_manifest,
 )
 
 GREEDY = Sampling(seed=0, temperature=0.0)
@@ -52,7 +56,7 @@ class Whole(NamedTuple):
 
 def generator(slots: int = 4, end: int | None = None, prefix_slots: int = 0, **limits: int) -> Generator:
     decoder = tiny_decoder(slots, prefix_slots)
-    engine = Generator(decoder, byte_tokenizer(end), GeneratorLimits(**limits), SilentObserver())
+    engine = Generator(decoder, byte_tokenizer(end), replace(LIMITS, **limits), SilentObserver())
     engine.start()
     return engine
 
@@ -268,11 +272,101 @@ async def test_closing_tells_everyone_who_still_waits() -> None:
             _ = [p async for p in unfinished]
 
 
-async def test_a_step_that_fails_is_told_to_those_in_it_and_the_next_request_works(engine: Generator) -> None:
-    """An id over the vocabulary makes the graph itself fail, in the middle of the others' work."""
+async def test_a_prefill_that_fails_is_told_to_its_own_request_alone(engine: Generator) -> None:
+    """An id over the vocabulary makes the graph itself fail, in the middle of a neighbour's answer."""
+    alone = await answer(engine, request(max_tokens=60))
+    neighbour = asyncio.ensure_future(answer(engine, request(max_tokens=60)))
     with pytest.raises(Exception, match="Gather"):
         await answer(engine, request(prompt=(VOCABULARY + 5,)))
-    assert len((await answer(engine, request())).token_ids) == 12
+    assert await neighbour == alone
+
+
+class Faulty(Decoder):
+    """Breaks from some step on: row 1 gets logits that are no numbers, or the call itself fails."""
+
+    calls = 0
+    break_row = break_call = 10_000
+
+    def decode(self, *args: Any, **kwargs: Any) -> StepOutput:
+        self.calls += 1
+        if self.calls == self.break_call:
+            raise RuntimeError("the call failed")
+        out = super().decode(*args, **kwargs)
+        if self.calls == self.break_row:
+            out.logsumexp[1] = math.nan
+        return out
+
+
+def faulty() -> tuple[Faulty, Generator]:
+    decoder = Faulty(tiny_graph(), tiny_manifest(), slots=4, capacity=CAPACITY)
+    engine = Generator(decoder, byte_tokenizer(), LIMITS, SilentObserver())
+    engine.start()
+    return decoder, engine
+
+
+async def test_a_row_whose_logits_are_no_numbers_fails_alone() -> None:
+    decoder, engine = faulty()
+    alone = await answer(engine, request(max_tokens=40))
+    decoder.break_row = decoder.calls + 20
+    one, other = await asyncio.gather(
+        *(answer(engine, request(max_tokens=40)) for _ in range(2)), return_exceptions=True
+    )
+    assert one == alone
+    assert isinstance(other, ArithmeticError)
+    await engine.drain()
+    engine.check_integrity()
+    engine.close()
+
+
+async def test_a_step_that_fails_is_told_to_those_in_it_and_not_to_who_waits() -> None:
+    decoder, engine = faulty()
+    alone = await answer(engine, request(max_tokens=40))
+    decoder.break_call = decoder.calls + 20
+    everyone = await asyncio.gather(*(answer(engine, request(max_tokens=40)) for _ in range(5)), return_exceptions=True)
+    assert [isinstance(one, RuntimeError) for one in everyone] == [True] * 4 + [False]
+    assert everyone[4] == alone
+    engine.close()
+
+
+class Broken(SilentObserver):
+    """An observer that breaks its promise never to raise, once."""
+
+    broken = False
+
+    def queue_size(self, requests: int) -> None:
+        if requests == 0 and not self.broken:
+            self.broken = True
+            raise OSError("no more metrics")
+
+
+async def test_an_engine_that_dies_tells_everyone_and_takes_no_more() -> None:
+    engine = Generator(tiny_decoder(), byte_tokenizer(), LIMITS, Broken())
+    engine.start()
+    with pytest.raises(Unavailable, match="engine failed"):
+        await answer(engine, request())
+    assert not engine.alive
+    with pytest.raises(Unavailable):
+        engine.submit(request())
+    await engine.drain()
+    engine.close()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(seed=0, top_k=35), Sampling(seed=0, top_k=35, typical_p=0.9), GREEDY])
+async def test_a_vocabulary_smaller_than_the_candidates_asked_for_is_no_problem(sampling: Sampling) -> None:
+    engine = Generator(tiny_decoder(vocabulary=40), byte_tokenizer(), LIMITS, SilentObserver())
+    engine.start()
+    whole = await answer(engine, replace(request(sampling=sampling), logprobs=20))
+    assert [len(entry.top) for entry in whole.logprobs] == [20] * 12
+    engine.close()
+
+
+async def test_bans_on_everything_are_no_bans() -> None:
+    engine = Generator(tiny_decoder(vocabulary=40), byte_tokenizer(), LIMITS, SilentObserver())
+    engine.start()
+    everything = tuple((i,) for i in range(40))
+    banned = await answer(engine, request(sampling=Sampling(seed=4, bad_words=everything)))
+    assert banned == await answer(engine, request(sampling=Sampling(seed=4)))
+    engine.close()
 
 
 async def test_what_passes_the_capacity_is_refused(engine: Generator) -> None:

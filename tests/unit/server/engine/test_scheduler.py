@@ -1,14 +1,17 @@
 """The policy of the generation engine over slots of a memory that only remembers what was moved where."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyhead.server.engine.prefixes import PrefixCache
-from polyhead.server.engine.scheduler import GeneratorLimits, Scheduler
+from polyhead.server.engine.scheduler import Chunk, Scheduler
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Sequence, Stopping, sequences_of
 from polyhead.server.engine.slots import Slots
 from polyhead.server.errors import Overloaded
+from tests.decoders import LIMITS
 
 CHUNK = 8
 
@@ -35,7 +38,12 @@ def sequence(prompt: int, samples: int = 1, priority: int = 0) -> Sequence:
 def scheduler(slots: int = 4, **limits: int) -> tuple[Scheduler, Slots, Ledger]:
     ledger = Ledger(slots)
     pool = Slots(slots, ledger)
-    return Scheduler(pool, PrefixCache(slots, 0, ledger, CHUNK), GeneratorLimits(**limits), CHUNK), pool, ledger
+    return Scheduler(pool, PrefixCache(slots, 0, ledger, CHUNK), replace(LIMITS, **limits), CHUNK), pool, ledger
+
+
+def next_chunk(policy: Scheduler, spent: int) -> Chunk | None:
+    policy.admit()
+    return policy.next_chunk(spent)
 
 
 @settings(deadline=None)
@@ -63,7 +71,7 @@ def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_
             if not policy.remove(leaver) and leaver.slot >= 0:
                 policy.finish(leaver)
         spent = 0
-        while chunk := policy.next_chunk(spent):
+        while chunk := next_chunk(policy, spent):
             assert chunk.start % CHUNK == 0
             assert chunk.end - chunk.start <= CHUNK
             assert spent == 0 or spent + chunk.end - chunk.start <= budget
@@ -102,11 +110,11 @@ def test_the_queue_is_bounded_in_tokens_but_one_request_always_fits() -> None:
 def test_prefill_stops_at_the_budget_but_one_chunk_is_always_allowed() -> None:
     policy, _, _ = scheduler(prefill_budget_tokens=1)
     policy.add(sequence(20), 1.0)
-    chunk = policy.next_chunk(0)
+    chunk = next_chunk(policy, 0)
     assert chunk is not None
     assert (chunk.start, chunk.end) == (0, CHUNK)
     policy.prefilled(chunk)
-    assert policy.next_chunk(CHUNK) is None
+    assert next_chunk(policy, CHUNK) is None
 
 
 def test_a_higher_priority_goes_first_and_equals_in_the_order_they_came() -> None:
@@ -114,7 +122,7 @@ def test_a_higher_priority_goes_first_and_equals_in_the_order_they_came() -> Non
     arrivals = [sequence(1, priority=p) for p in (0, 5, 0, 5)]
     for s in arrivals:
         policy.add(s, 1.0)
-    while chunk := policy.next_chunk(0):
+    while chunk := next_chunk(policy, 0):
         policy.prefilled(chunk)
     assert pool.decoding == [arrivals[i] for i in (1, 3, 0, 2)]
 
@@ -124,12 +132,12 @@ def test_a_full_pool_lets_the_next_request_wait_until_a_slot_is_free() -> None:
     first, second = sequence(3), sequence(3)
     policy.add(first, 1.0)
     policy.add(second, 1.0)
-    chunk = policy.next_chunk(0)
+    chunk = next_chunk(policy, 0)
     assert chunk is not None
     policy.prefilled(chunk)
-    assert policy.next_chunk(3) is None
+    assert next_chunk(policy, 3) is None
     assert (policy.waiting, pool.decoding) == (1, [first])
     policy.finish(first)
-    following = policy.next_chunk(0)
+    following = next_chunk(policy, 0)
     assert following is not None
     assert following.sequence is second
