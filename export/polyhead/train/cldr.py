@@ -53,7 +53,7 @@ def names(language: str) -> tuple[Name, ...]:
     # Babel stores the first language's answer to an alias, such as "stand-alone days are the others", where all that have
     # the alias find it (python-babel/babel issue 1234): Swedish months are Hebrew after Hebrew ones. Uncached, nothing is
     # shared.
-    localedata._cache.clear()  # type: ignore[attr-defined]  # there is no public way
+    localedata._cache.clear()  # type: ignore[attr-defined, unused-ignore]  # there is no public way
     try:
         locale = Locale.parse(language)
     except (ValueError, UnknownLocaleError) as error:
