@@ -44,7 +44,14 @@ def available_cpus(root: Path = Path("/")) -> int:
     `root` is where /proc and /sys are found.
     """
     quota = min((_quota(group) for group in _control_groups(root)), default=float("inf"))
-    return max(1, int(min(len(os.sched_getaffinity(0)), quota)))
+    return max(1, int(min(_processors(), quota)))
+
+
+def _processors() -> int:
+    """Those of this process's CPU affinity; on systems without one, such as macOS, all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return getattr(os, "process_cpu_count", os.cpu_count)() or 1  # the first is new in Python 3.13
 
 
 def _control_groups(root: Path) -> list[Path]:

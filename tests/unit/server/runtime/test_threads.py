@@ -61,6 +61,16 @@ def test_without_proc_the_affinity_counts(tmp_path: Path) -> None:
     assert threads.available_cpus(tmp_path) == 16
 
 
+@pytest.mark.parametrize(("machine", "expected"), [(6, 6), (None, 1)])
+def test_without_affinity_the_machine_counts(
+    machine: int | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.delattr(os, "process_cpu_count", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: machine)
+    assert threads.available_cpus(tmp_path) == expected
+
+
 def test_affinity_bounds_what_this_machine_offers() -> None:
     assert 1 <= threads.available_cpus() <= len(os.sched_getaffinity(0))
 
