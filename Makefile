@@ -37,7 +37,7 @@ test-long: $(CHECKS) ## the tests that take minutes, such as whole trainings
 	$(PYTEST) -m long
 
 test-compose: $(CHECKS) ## build the image and run docker-compose.yml for real; needs a Docker engine
-	$(PYTEST) -m compose
+	COMPOSE_REQUIRED=1 $(PYTEST) -m compose
 
 lint: $(CHECKS) ## ruff: mistakes and format
 	$(BIN)/ruff check .
