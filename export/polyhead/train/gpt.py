@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyhead.models.checkpoint import CheckpointConfig, SpecialTokens
+from polyhead.models.checkpoint import CheckpointConfig, SpecialTokens, save_held_out
 from polyhead.models.gpt import GPT, GPTConfig
 from polyhead.train import stdlib
 from polyhead.train.data import digest, is_held_out, read_documents
@@ -106,6 +106,7 @@ def run(args: Namespace) -> int:
     recipe = make_recipe(settings, corpus)
     print(recipe.summary(), flush=True)
     result = train(recipe, settings.loop, args.out, resume_mode(args))
+    save_held_out(args.out, corpus.held_out)
     print(result_text(result, recipe))
     print(f"checkpoint: {args.out}")
     return 0
@@ -141,7 +142,8 @@ def split_documents(documents: Sequence[str]) -> tuple[list[str], list[str]]:
     held_out = [document for document in documents if is_held_out(document, HELD_OUT_SHARE)]
     if not held_out or len(held_out) == len(documents):  # very few documents
         held_out = [min(documents, key=lambda document: digest([document]))]
-    return [document for document in documents if document not in held_out], held_out
+    apart = set(held_out)
+    return [document for document in documents if document not in apart], held_out
 
 
 def token_stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Tensor:
