@@ -10,9 +10,15 @@ ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv --without-pip /opt/polyhead
 WORKDIR /source
+# What is installed depends on these two files alone, so that a change of the sources installs nothing but them again.
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['dependencies'], *project['optional-dependencies']['server'], sep='\n')" > /requirements.txt \
+ && pip --python /opt/polyhead/bin/python install --constraint constraints.txt --requirement /requirements.txt
 COPY . .
 RUN pip wheel --quiet --no-deps --wheel-dir /wheels . \
- && pip --python /opt/polyhead/bin/python install --constraint constraints.txt "$(echo /wheels/polyhead-*.whl)[server]"
+ && pip --python /opt/polyhead/bin/python install --no-deps /wheels/polyhead-*.whl \
+ && pip --python /opt/polyhead/bin/python check
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/polyhead /opt/polyhead
