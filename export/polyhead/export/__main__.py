@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from google.protobuf import json_format
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table
 from polyhead.export.bundle import NAME
 from polyhead.export.errors import ExportError
 from polyhead.export.pipeline import export_checkpoint
+from polyhead.export.quantize import Quantization
 from polyhead.models.checkpoint import CheckpointError
 from polyhead.server.manifest import MANIFEST_FILE
 from polyhead.v1 import bundle_pb2
@@ -24,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     began = time.perf_counter()
     try:
-        folder = export_checkpoint(arguments.checkpoint, arguments.out, arguments.version)
+        folder = export_checkpoint(
+            arguments.checkpoint, arguments.out, arguments.version, arguments.quantize, arguments.eval_data
+        )
     except (CheckpointError, ExportError) as error:
         print(f"polyhead export: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -41,6 +45,17 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=_model, required=True, metavar="MODELS/NAME", help="the model, in a models folder"
     )
     parser.add_argument("--version", type=_version, metavar="N", help="1 or more; default: one after the newest")
+    parser.add_argument(
+        "--quantize",
+        choices=get_args(Quantization),
+        default="none",
+        help="none: fp32, the default; int4: only decoders",
+    )
+    parser.add_argument(
+        "--eval-data", type=Path, metavar="FILE",
+        help="UTF-8 text to measure the bundle on; for classify and embed an input a line "
+        "(default when quantizing: the text that the training held out)",
+    )  # fmt: skip
     return parser
 
 
@@ -68,6 +83,8 @@ def _report(folder: Path, seconds: float) -> None:
     console.print(table)
     same = "the same" if manifest.traffic_independent else "NOT always the same"
     megabytes = sum(file.size for file in manifest.files) / 1e6
+    for name, figure in sorted(manifest.quality.items()):
+        console.print(f"{name} {figure:.4g}")
     console.print(f"A row's bits are {same} alone and among others.")
     console.print(f"Wrote {folder} ({megabytes:.1f} MB) in {seconds:.1f} s.")
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import tokenizers
 
 from polyhead.export.errors import ExportError
+from polyhead.export.quantize import Quantization
 from polyhead.models.checkpoint import CheckpointConfig, Model, SpecialTokens
 from polyhead.models.encoder import Classifier, Embedder
 from polyhead.models.gpt import GPT
@@ -24,11 +25,22 @@ TASKS: Final = {
     "classify": bundle_pb2.TASK_CLASSIFY,
     "embed": bundle_pb2.TASK_EMBED,
 }
+QUANTIZATIONS: Final = {
+    "none": bundle_pb2.QUANTIZATION_NONE,
+    "int8": bundle_pb2.QUANTIZATION_INT8,
+    "int4": bundle_pb2.QUANTIZATION_INT4,
+}
 MAKERS = ("polyhead", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "tokenizers")
 
 
-def make_manifest(model: Model, config: CheckpointConfig, tokenizer_json: str) -> bundle_pb2.Bundle:
-    """Everything but graphs, files and measurements. Raises ExportError where model, labels and tokenizer contradict each other."""
+def make_manifest(
+    model: Model, config: CheckpointConfig, tokenizer_json: str, quantization: Quantization
+) -> bundle_pb2.Bundle:
+    """Everything but graphs, files and measurements. Raises ExportError where model, labels and tokenizer contradict each other.
+
+    What training measured was measured in fp32, and is called so where the graph is something else.
+    """
+    suffix = "" if quantization == "none" else "_fp32"
     sizes = model.config
     manifest = bundle_pb2.Bundle(
         schema_version=SCHEMA_VERSION,
@@ -36,8 +48,8 @@ def make_manifest(model: Model, config: CheckpointConfig, tokenizer_json: str) -
         architecture=config.architecture,
         tokenizer=tokenizer_entry(config.special_tokens, tokenizer_json, sizes.vocabulary_size),
         limits=bundle_pb2.Limits(max_tokens=sizes.max_tokens, vocabulary_size=sizes.vocabulary_size),
-        quantization=bundle_pb2.QUANTIZATION_NONE,
-        quality=config.quality,
+        quantization=QUANTIZATIONS[quantization],
+        quality={f"{name}{suffix}": figure for name, figure in config.quality.items()},
         made_with=_versions(),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

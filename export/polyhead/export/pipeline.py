@@ -1,16 +1,27 @@
 """From a checkpoint or a model to a verified bundle."""
 
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from polyhead.export.bundle import choose_target, half_written, publish, write_manifest
 from polyhead.export.card import model_card
+from polyhead.export.errors import ExportError
 from polyhead.export.manifest import TOKENIZER_FILE, graph_entry, make_manifest
+from polyhead.export.parity import TOLERANCES
+from polyhead.export.quality import decoder_quality, encoder_quality, read_text
+from polyhead.export.quantize import Quantization, quantize_graph
 from polyhead.export.to_onnx import export_decoder, export_encoder
 from polyhead.export.verify import Verification, verify_decoder, verify_encoder
-from polyhead.models.checkpoint import CheckpointConfig, CheckpointError, Model, load_checkpoint
+from polyhead.models.checkpoint import (
+    HELD_OUT_FILE,
+    CheckpointConfig,
+    CheckpointError,
+    Model,
+    load_checkpoint,
+)
 from polyhead.models.gpt import GPT
 from polyhead.server.bundle import Bundle
 from polyhead.server.runtime.decoder import Decoder
@@ -22,52 +33,97 @@ VERIFIED_ROWS = 8
 """Prompts that decode together while a decoder is verified."""
 
 
-def export_checkpoint(checkpoint: Path, out: Path, version: int | None = None) -> Path:
-    """Export a checkpoint folder to the models folder's `out`; see `export_model`. Raises CheckpointError, ExportError."""
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a model is exported."""
+
+    version: int | None = None
+    """At least 1; by default one more than the newest there."""
+    quantization: Quantization = "none"
+    evaluation_text: str | None = None
+    """What the graph and torch are both measured on; for classifiers and embedders an input a line."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a graph was found to compute, beside the model in torch."""
+
+    verification: Verification
+    quality: dict[str, float]
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    version: int | None = None,
+    quantization: Quantization = "none",
+    eval_data: Path | None = None,
+) -> Path:
+    """Export a checkpoint folder to the models folder's `out`; see `export_model`.
+
+    A quantized graph is evaluated on `eval_data`, or else on the text that the training kept out and left in the checkpoint,
+    if it did; a graph in fp32 only on `eval_data`. Raises CheckpointError, ExportError.
+    """
     config, model = load_checkpoint(checkpoint)
     path = checkpoint / TOKENIZER_FILE
     try:
         tokenizer_json = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return export_model(model, config, tokenizer_json, out, version)
+    held_out = checkpoint / HELD_OUT_FILE
+    if eval_data is None and quantization != "none" and held_out.exists():
+        eval_data = held_out
+    text = None if eval_data is None else read_text(eval_data)
+    return export_model(model, config, tokenizer_json, out, ExportOptions(version, quantization, text))
 
 
 def export_model(
-    model: Model, config: CheckpointConfig, tokenizer_json: str, out: Path, version: int | None = None
+    model: Model, config: CheckpointConfig, tokenizer_json: str, out: Path, options: ExportOptions | None = None
 ) -> Path:
     """Export a model, verify the graph against it, and write the bundle `out/VERSION`; returns that folder.
 
-    `out` is `MODELS/NAME`; `version` is at least 1, by default one more than the newest there. Nothing is visible under
-    `out` until all of it is. Raises ExportError for a bad name, a version that exists, a model that can't be exported,
-    or, as ParityError, one whose graph computes something else.
+    `out` is `MODELS/NAME`. Nothing is visible under `out` until all of it is. Raises ExportError for a bad name, a version
+    that exists, a model that can't be exported or quantized so, a text for evaluation that is too short, or, as ParityError,
+    a graph that computes something else.
     """
-    target = choose_target(out, version)
+    options = options or ExportOptions()
+    target = choose_target(out, options.version)
     model = model.cpu().float().eval()
     with half_written(target) as folder:
-        manifest = make_manifest(model, config, tokenizer_json)
-        graph = export_decoder(model) if isinstance(model, GPT) else export_encoder(model)
-        entry = graph_entry("decoder" if isinstance(model, GPT) else "encoder", graph)
-        manifest.graphs.append(entry)
-        ir.save(graph, folder / entry.file, external_data=f"{entry.file}.data")
+        manifest = make_manifest(model, config, tokenizer_json, options.quantization)
         (folder / TOKENIZER_FILE).write_text(tokenizer_json, "utf-8")
-        verification = verify(model, folder, manifest)
-        manifest.parity.extend(verification.parity)
-        manifest.traffic_independent = verification.traffic_independent
+        manifest.graphs.append(write_graph(model, folder, options.quantization))
+        measured = measure(model, Bundle(folder, manifest), tokenizer_json, options)
+        manifest.parity.extend(measured.verification.parity)
+        manifest.traffic_independent = measured.verification.traffic_independent
+        manifest.quality.update(measured.quality)
         (folder / CARD_FILE).write_text(model_card(out.name, target.name, manifest, config), "utf-8")
         write_manifest(folder, manifest)
         publish(folder, target)
     return target
 
 
-def verify(model: Model, folder: Path, manifest: bundle_pb2.Bundle) -> Verification:
-    """Open the graph in `folder` as the server will and compare it with the model. Raises ParityError, BundleError."""
-    bundle = Bundle(folder, manifest)
+def write_graph(model: Model, folder: Path, quantization: Quantization) -> bundle_pb2.Graph:
+    """Save the graph and its weights, and let go of them. Raises ExportError for a model that can't be exported so."""
+    if quantization == "int4" and not isinstance(model, GPT):
+        raise ExportError("int4 is for models that generate; take int8 for classifiers and embedders")
+    graph = export_decoder(model) if isinstance(model, GPT) else export_encoder(model)
+    quantize_graph(graph, quantization)
+    entry = graph_entry("decoder" if isinstance(model, GPT) else "encoder", graph)
+    ir.save(graph, folder / entry.file, external_data=f"{entry.file}.data")
+    return entry
+
+
+def measure(model: Model, bundle: Bundle, tokenizer_json: str, options: ExportOptions) -> Measurement:
+    """Open the graph as the server will and compare it with the model. Raises ExportError, ParityError, BundleError."""
+    manifest, tolerance, text = bundle.manifest, TOLERANCES[options.quantization], options.evaluation_text
     if isinstance(model, GPT):
         slots, capacity = VERIFIED_ROWS, manifest.limits.max_tokens
         with closing(Decoder(bundle.graph, manifest, slots=slots, capacity=capacity)) as decoder:
             bundle.check_signature(*decoder.signature)
-            return verify_decoder(model, decoder)
+            verification = verify_decoder(model, decoder, tolerance)
+            return Measurement(verification, decoder_quality(model, decoder, tokenizer_json, text) if text else {})
     with closing(Encoder(bundle.graph, manifest)) as encoder:
         bundle.check_signature(*encoder.signature)
-        return verify_encoder(model, encoder)
+        verification = verify_encoder(model, encoder, tolerance)
+        return Measurement(verification, encoder_quality(model, encoder, tokenizer_json, text) if text else {})

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyhead.export.parity import TOLERANCE, Difference, Floats, require_parity, worst_error
+from polyhead.export.parity import Difference, Floats, require_parity, worst_error
 from polyhead.models.attention import rotate, split_heads
 from polyhead.models.encoder import Classifier, Embedder
 from polyhead.models.gpt import GPT
@@ -56,15 +56,19 @@ class Answer:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
-def verify_decoder(model: GPT, decoder: Decoder) -> Verification:
-    """Compare a decoder with as many slots as `prompt_lengths` has prompts. Raises ParityError."""
+def verify_decoder(model: GPT, decoder: Decoder, tolerance: float) -> Verification:
+    """Compare a decoder with as many slots as `prompt_lengths` has prompts; `tolerance` is that of parity.TOLERANCES.
+
+    Raises ParityError.
+    """
     lengths = prompt_lengths(decoder)
     steps = min(STEPS, decoder.capacity - max(lengths))
     random = np.random.default_rng(0)
     prompts = [random.integers(0, decoder.vocabulary_size, length).tolist() for length in lengths]
     together = answer(decoder, prompts, steps)
     shape = f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens, {steps} steps"
-    parity = compare_decoder([reference(model, row.tokens, steps) for row in together], together, shape)
+    expected = [reference(model, row.tokens, steps) for row in together]
+    parity = compare_decoder(expected, together, shape, tolerance)
     alone = [answer(decoder, [prompt], steps)[0] for prompt in prompts]
     return Verification(parity, all(a.same_bits(b) for a, b in zip(alone, together, strict=True)))
 
@@ -131,26 +135,32 @@ def reference(model: GPT, tokens: list[int], steps: int) -> tuple[Floats, Floats
 
 
 def compare_decoder(
-    expected: Sequence[tuple[Floats, Floats]], actual: Sequence[Answer], shape: str
+    expected: Sequence[tuple[Floats, Floats]], actual: Sequence[Answer], shape: str, tolerance: float
 ) -> tuple[ParityCheck, ...]:
     """Rows as `reference` and as `answer` give them. Returns what the manifest says of it. Raises ParityError."""
     pairs = list(zip(expected, actual, strict=True))
-    caches = _compare_caches([(cache, row.cache) for (_, cache), row in pairs])
-    logits = Difference("logits", worst_error((ours, row.logits) for (ours, _), row in pairs))
-    sums = Difference("logsumexp", worst_error((_logsumexp(ours), row.logsumexp) for (ours, _), row in pairs))
-    greedy = Difference("greedy tokens", float(np.mean([_wrong_tokens(ours, row) for (ours, _), row in pairs])), 0.0)
+    caches = _compare_caches([(cache, row.cache) for (_, cache), row in pairs], tolerance)
+    logits = Difference("logits", worst_error((ours, row.logits) for (ours, _), row in pairs), tolerance)
+    sums = worst_error((_logsumexp(ours), row.logsumexp) for (ours, _), row in pairs)
+    logsumexp = Difference("logsumexp", sums, tolerance)
+    wrong = float(np.mean([_wrong_tokens(ours, row, tolerance) for (ours, _), row in pairs]))
+    greedy = Difference("greedy tokens", wrong, 0.0)
     top_k = Difference("topk_values, topk_ids", float(np.mean([_wrong_top_k(row) for row in actual])), 0.0)
-    require_parity([*caches, logits, sums], shape)
+    require_parity([*caches, logits, logsumexp], shape)
     require_parity([greedy, top_k], shape)
-    cache = Difference("present.key, present.value", max(difference.error for difference in caches))
-    return tuple(difference.check(shape) for difference in (logits, sums, cache, greedy, top_k))
+    cache = Difference("present.key, present.value", max(difference.error for difference in caches), tolerance)
+    return tuple(difference.check(shape) for difference in (logits, logsumexp, cache, greedy, top_k))
 
 
-def _compare_caches(pairs: Sequence[tuple[Floats, Floats]]) -> list[Difference]:
+def _compare_caches(pairs: Sequence[tuple[Floats, Floats]], tolerance: float) -> list[Difference]:
     """One for each tensor, in the order in which the model computes them."""
     layers = len(pairs[0][0][0])
     return [
-        Difference(f"present.{kind}.{layer}", worst_error((ours[i, layer], theirs[i, layer]) for ours, theirs in pairs))
+        Difference(
+            f"present.{kind}.{layer}",
+            worst_error((ours[i, layer], theirs[i, layer]) for ours, theirs in pairs),
+            tolerance,
+        )
         for layer in range(layers)
         for i, kind in enumerate(("key", "value"))
     ]
@@ -160,10 +170,10 @@ def _logsumexp(logits: Floats) -> Floats:
     return torch.logsumexp(torch.from_numpy(logits), -1).numpy()
 
 
-def _wrong_tokens(expected: Floats, row: Answer) -> float:
-    """Share of the positions whose chosen token is less likely to torch than another by more than rounding explains."""
+def _wrong_tokens(expected: Floats, row: Answer, tolerance: float) -> float:
+    """Share of the positions whose chosen token is less likely to torch than another by more than the tolerance explains."""
     chosen = np.take_along_axis(expected, row.topk_ids[:, :1], -1)[:, 0]
-    return float(np.mean(expected.max(-1) - chosen > TOLERANCE * np.abs(expected).max(-1)))
+    return float(np.mean(expected.max(-1) - chosen > tolerance * np.abs(expected).max(-1)))
 
 
 def _wrong_top_k(row: Answer) -> float:
@@ -173,7 +183,7 @@ def _wrong_top_k(row: Answer) -> float:
     return float(np.mean(~right.all(-1)))
 
 
-def verify_encoder(model: Classifier | Embedder, encoder: Encoder) -> Verification:
+def verify_encoder(model: Classifier | Embedder, encoder: Encoder, tolerance: float) -> Verification:
     """Compare an encoder over padded batches with torch over single rows without padding. Raises ParityError."""
     name = "probabilities" if isinstance(model, Classifier) else "embeddings"
     random = np.random.default_rng(0)
@@ -188,7 +198,7 @@ def verify_encoder(model: Classifier | Embedder, encoder: Encoder) -> Verificati
         together = encoder.run(ids, lengths)
         expected = [encode(model, row[:length]) for row, length in zip(ids, lengths, strict=True)]
         shape = f"{len(lengths)} rows padded to {padded} tokens"
-        difference = Difference(name, worst_error(zip(expected, together, strict=True)))
+        difference = Difference(name, worst_error(zip(expected, together, strict=True)), tolerance)
         require_parity([difference], shape)
         checks.append(difference.check(shape))
         alone = [encoder.run(ids[i : i + 1], lengths[i : i + 1])[0] for i in range(len(lengths))]

@@ -1,6 +1,7 @@
 """A checkpoint folder: `config.json`, `model.safetensors`, `tokenizer.json` (docs/architecture.md). Never pickle."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,9 @@ from polyhead.models.encoder import Classifier, ClassifierConfig, Embedder, Embe
 from polyhead.models.gpt import GPT, GPTConfig
 
 FORMAT_VERSION = 1
+HELD_OUT_FILE = "held_out.txt"
+"""Beside the three files, perhaps: text the model never learned from, for measuring what becomes of it."""
+HELD_OUT_CHARACTERS = 65_536
 Task = Literal["generate", "classify", "embed"]
 Model = GPT | Classifier | Embedder
 
@@ -77,6 +81,12 @@ def save_checkpoint(
     (folder / "config.json.tmp").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         (folder / f"{name}.tmp").replace(folder / name)
+
+
+def save_held_out(folder: Path, texts: Sequence[str]) -> None:
+    """Write texts on lines of their own: every n-th, so that they make about HELD_OUT_CHARACTERS, and not more."""
+    every = max(1, sum(map(len, texts)) // HELD_OUT_CHARACTERS)
+    (folder / HELD_OUT_FILE).write_text("\n".join(texts[::every])[:HELD_OUT_CHARACTERS], "utf-8")
 
 
 def load_config(folder: Path) -> CheckpointConfig:

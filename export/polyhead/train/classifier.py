@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyhead.models.checkpoint import CheckpointConfig, SpecialTokens
+from polyhead.models.checkpoint import CheckpointConfig, SpecialTokens, save_held_out
 from polyhead.models.encoder import Classifier, ClassifierConfig
 from polyhead.train import cldr
 from polyhead.train.baseline import fit_baseline
@@ -99,6 +99,7 @@ def run(args: Namespace) -> int:
     recipe = make_recipe(settings, corpus)
     print(recipe.summary(), flush=True)
     result = train(recipe, settings.loop, args.out, resume_mode(args))
+    save_held_out(args.out, [row.text for row in corpus.test])
     print(result_text(result, recipe))
     print(f"checkpoint: {args.out}")
     return 0

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyhead.models.checkpoint import CheckpointConfig, SpecialTokens
+from polyhead.models.checkpoint import CheckpointConfig, SpecialTokens, save_held_out
 from polyhead.models.encoder import Embedder, EmbedderConfig
 from polyhead.train import cldr
 from polyhead.train.data import digest, is_held_out, read_columns
@@ -116,9 +116,11 @@ def run(args: Namespace) -> int:
     """Train as told; prints how many translations it finds, and some of them."""
     preset = PRESETS[args.preset or ("sentences" if args.data else "demo")]
     settings = override(replace(preset, loop=loop_settings(args, preset.loop)), args)
-    recipe = make_recipe(settings, read_corpus(args))
+    corpus = read_corpus(args)
+    recipe = make_recipe(settings, corpus)
     print(recipe.summary(), flush=True)
     result = train(recipe, settings.loop, args.out, resume_mode(args))
+    save_held_out(args.out, [text for group in corpus.test for text in group.values()])
     print(result_text(result, recipe))
     print(f"checkpoint: {args.out}")
     return 0

@@ -27,7 +27,7 @@ def test_the_worst_row_counts_not_the_mean() -> None:
 
 def test_one_tensor_out_of_tolerance_is_named_once() -> None:
     with pytest.raises(ParityError) as caught:
-        require_parity([Difference("a", 1e-6), Difference("b", 0.5)], "3 rows")
+        require_parity([Difference("a", 1e-6, 5e-5), Difference("b", 0.5, 5e-5)], "3 rows")
     expected = (
         "torch and the exported graph disagree on 3 rows: the worst tensor is b (error 0.5, at most 5e-05 accepted)"
     )
@@ -38,7 +38,9 @@ def test_of_several_the_first_is_named_too_and_nan_is_the_worst() -> None:
     with pytest.raises(
         ParityError, match=r"the worst tensor is c \(error nan, .*; the first to differ is a \(error 0.1"
     ):
-        require_parity([Difference("a", 0.1), Difference("b", 0.5), Difference("c", float("nan"))], "3 rows")
+        require_parity(
+            [Difference("a", 0.1, 0.01), Difference("b", 0.5, 0.01), Difference("c", float("nan"), 0.01)], "3 rows"
+        )
 
 
 def test_what_is_within_its_own_tolerance_passes() -> None:

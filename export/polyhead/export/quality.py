@@ -1,0 +1,103 @@
+"""What a graph's answers are worth, beside those of the same model in torch."""
+
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from polyhead.export.errors import ExportError
+from polyhead.export.verify import encode
+from polyhead.models.encoder import Classifier, Embedder
+from polyhead.models.gpt import GPT
+from polyhead.server.runtime.decoder import Decoder
+from polyhead.server.runtime.encoder import Encoder
+
+WINDOW = 256
+"""Tokens that are predicted from what stands before them in the same window, at most."""
+EVALUATED_TOKENS = 16_384
+EVALUATED_INPUTS = 256
+
+
+def read_text(path: Path) -> str:
+    """Raises ExportError for what is no UTF-8 text."""
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{path}: must be UTF-8, has other bytes at {error.start}") from error
+
+
+def decoder_quality(model: GPT, decoder: Decoder, tokenizer_json: str, text: str) -> dict[str, float]:
+    """`perplexity` of the graph and `perplexity_fp32` of torch on a text. Raises ExportError if it is too short."""
+    tokens = np.array(_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids)
+    windows = spread_windows(tokens, min(WINDOW, model.config.max_tokens))
+    ours = np.concatenate([_torch_losses(model, window) for window in windows])
+    theirs = np.concatenate([_graph_losses(decoder, window) for window in windows])
+    return {"perplexity": float(np.exp(theirs.mean())), "perplexity_fp32": float(np.exp(ours.mean()))}
+
+
+def spread_windows(tokens: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """(N, length): windows that don't overlap, spread evenly, at most EVALUATED_TOKENS in all; of a short text one."""
+    if len(tokens) < 2:
+        raise ExportError(f"the text for evaluation must have at least 2 tokens, has {len(tokens)}")
+    length = min(length, len(tokens))
+    available = len(tokens) // length
+    count = min(available, max(1, EVALUATED_TOKENS // length))
+    starts = np.arange(count) * available // count * length
+    windows: NDArray[np.int64] = tokens[starts[:, None] + np.arange(length)]
+    return windows
+
+
+@torch.inference_mode()
+def _torch_losses(model: GPT, window: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(T,) -> (T - 1,): negative log-probability of each token but the first."""
+    ids = torch.from_numpy(window)
+    losses: NDArray[np.float32] = F.cross_entropy(model(ids[None, :-1])[0], ids[1:], reduction="none").numpy()
+    return losses
+
+
+def _graph_losses(decoder: Decoder, window: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The same, prefilled in chunks as the server does."""
+    losses = []
+    for start in range(0, len(window) - 1, decoder.prefill_chunk):
+        chunk, targets = (window[start + offset : start + offset + decoder.prefill_chunk] for offset in (0, 1))
+        output = decoder.append(0, chunk[: len(targets)], start, 1, every_position=True)
+        losses.append(output.logsumexp - output.logits[np.arange(len(targets)), targets])
+    return np.concatenate(losses)
+
+
+def encoder_quality(model: Classifier | Embedder, encoder: Encoder, tokenizer_json: str, text: str) -> dict[str, float]:
+    """On the lines of a text: `agreement_with_fp32`, the share that gets the label that torch gives it, or `cosine_to_fp32`,
+    the mean cosine between embeddings. Raises ExportError if no line has text."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ExportError("the text for evaluation must have a line that is not empty")
+    tokenizer = _tokenizer(tokenizer_json)
+    tokenizer.enable_truncation(model.config.max_tokens)
+    spread = np.linspace(0, len(lines) - 1, min(len(lines), EVALUATED_INPUTS)).astype(int)
+    inputs = [np.array(found.ids) for found in tokenizer.encode_batch([lines[i] for i in spread]) if found.ids]
+    ours = np.stack([encode(model, ids) for ids in inputs])
+    theirs = np.stack([_graph_output(encoder, ids) for ids in inputs])
+    if isinstance(model, Classifier):
+        return {"agreement_with_fp32": float(np.mean(ours.argmax(-1) == theirs.argmax(-1)))}
+    return {"cosine_to_fp32": float(np.mean(np.sum(ours * theirs, axis=-1)))}
+
+
+def _graph_output(encoder: Encoder, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Of one input, padded as the server pads it."""
+    padded = next(length for length in encoder.padded_lengths if length >= len(ids))
+    row = np.full((1, padded), encoder.pad_token_id)
+    row[0, : len(ids)] = ids
+    output: NDArray[np.float32] = encoder.run(row, np.array([len(ids)], np.int32))[0]
+    return output
+
+
+def _tokenizer(text: str) -> tokenizers.Tokenizer:
+    """Without the padding that a checkpoint's tokenizer may ask for."""
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    tokenizer.no_padding()
+    return tokenizer
