@@ -79,6 +79,13 @@ def endless(max_tokens: int = 900) -> inference_pb2.GenerateRequest:
     return inference_pb2.GenerateRequest(prompt=inference_pb2.Input(text="the cat"), stopping=stopping)
 
 
+def unread() -> inference_pb2.GenerateRequest:
+    """A request whose answer fits into no buffer, so that it is not over before its caller has read it."""
+    request = endless(1000)
+    request.logprobs = 20
+    return request
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what the server does after its answer has left; fails after 10 seconds."""
     async with asyncio.timeout(10):

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import urllib.request
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from prometheus_client import generate_latest
 
 from polyhead.server.__main__ import main
 from polyhead.server.app import serve
@@ -25,7 +27,7 @@ from polyhead.v1 import model_pb2
 from polyhead.v1.inference_pb2_grpc import InferenceServiceStub
 from polyhead.v1.model_pb2_grpc import ModelServiceStub
 from tests import bundles
-from tests.integration.conftest import Running, Start, endless, until
+from tests.integration.conftest import Running, Start, endless, unread, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -64,9 +66,43 @@ async def test_a_bad_bundle_fails_by_itself_and_the_others_serve(start: Start, t
         NOT_SERVING,
     ]
     request = pb.EmbedRequest(model=pb.ModelReference(name=bundles.EMBEDDER), inputs=[pb.Input(text="a")])
-    with pytest.raises(grpc.aio.AioRpcError, match=r"UNAVAILABLE[\s\S]*failed to load: encoder"):
+    with pytest.raises(grpc.aio.AioRpcError, match=r"FAILED_PRECONDITION[\s\S]*failed to load: encoder"):
         await running.inference.Embed(request)
     assert len((await running.inference.Classify(pb.ClassifyRequest(inputs=request.inputs))).results) == 1
+
+
+def tampered(folder: Path) -> str:
+    """One bit of the weights is another."""
+    weights = next(folder.glob("*.data"))
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    return f"{weights.name}: SHA-256 is "
+
+
+def newer(folder: Path) -> str:
+    """Of a schema that is to come, with fields that nobody knows yet."""
+    fields = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**fields, "schema_version": 2, "invented_later": {}}))
+    return "bundle.json: schema_version 2 is newer than this server knows (1); "
+
+
+@pytest.mark.parametrize("spoil", [tampered, newer])
+async def test_a_spoilt_bundle_is_refused_with_its_reason_and_the_others_serve(
+    start: Start, tmp_path: Path, spoil: Callable[[Path], str]
+) -> None:
+    models = bundles.copy_models(tmp_path / "models")
+    reason = spoil(models / bundles.GENERATOR / "1")
+    running = await start(models=models)
+    model = (await running.models.GetModel(model_pb2.GetModelRequest(name=bundles.GENERATOR))).model
+    assert model.state == model_pb2.MODEL_STATE_FAILED
+    assert model.reason.startswith(reason)
+    with pytest.raises(grpc.aio.AioRpcError, match=r"FAILED_PRECONDITION[\s\S]*failed to load: "):
+        await running.inference.Generate(pb.GenerateRequest(model=pb.ModelReference(name=bundles.GENERATOR))).read()
+    inputs = [pb.Input(text="a")]
+    assert len((await running.inference.Classify(pb.ClassifyRequest(inputs=inputs))).results) == 1
+    assert len((await running.inference.Embed(pb.EmbedRequest(inputs=inputs))).embeddings) == 1
+    assert f'slots{{model="{bundles.GENERATOR}"' not in generate_latest(running.app.metrics.registry).decode()
 
 
 async def test_a_server_without_any_sound_model_says_that_it_does_not_serve(start: Start, tmp_path: Path) -> None:
@@ -83,7 +119,7 @@ async def test_the_newest_version_that_serves_answers_unless_one_is_named(start:
     bundles.copy_models(tmp_path / "other", bundles.EMBEDDER)
     (tmp_path / "other" / bundles.EMBEDDER / "1").rename(models / bundles.EMBEDDER / "10")
     (models / bundles.EMBEDDER / "11").mkdir()
-    running = await start(models=models)
+    running = await start(models=models, versions="all")
     listed = (await running.models.ListModels(model_pb2.ListModelsRequest())).models
     assert [m.version for m in listed] == ["9", "10", "11"]
     for version, answers in (("", "10"), ("9", "9"), ("10", "10")):
@@ -170,13 +206,13 @@ async def test_calls_that_outlast_the_drain_are_cut(models_folder: Path) -> None
         async with serve(settings) as app:
             await app.loaded
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{app.port}"))
-            stream = InferenceServiceStub(channel).StreamEmbed()  # open for as long as the caller likes
-            await stream.write(pb.StreamEmbedRequest(request=pb.EmbedRequest(inputs=[pb.Input(text="a")])))
-            await stream.read()
+            stream = InferenceServiceStub(channel).Generate(unread())
+            await anext(aiter(stream))
             async with asyncio.timeout(5):
                 await app.drain()
         with pytest.raises(grpc.aio.AioRpcError, match=r"UNAVAILABLE|CANCELLED"):
-            await stream.read()
+            async for _ in stream:
+                pass
 
 
 @pytest.mark.parametrize(
@@ -270,13 +306,28 @@ async def test_a_second_signal_stops_at_once(models_folder: Path) -> None:
         target = (await server.event("listening"))["grpc"]
         await server.event("serving")
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(target))
-        stream = InferenceServiceStub(channel).StreamEmbed()  # open for as long as the caller likes
-        await stream.write(pb.StreamEmbedRequest(request=pb.EmbedRequest(inputs=[pb.Input(text="a")])))
-        await stream.read()
+        await anext(aiter(InferenceServiceStub(channel).Generate(unread())))
         server.process.send_signal(signal.SIGINT)
         await server.event("draining")
         server.process.send_signal(signal.SIGINT)
         assert await server.end() == 0
+
+
+async def test_a_signal_while_a_model_is_opened_ends_the_server_promptly(tmp_path: Path) -> None:
+    """The weights are a hundred gigabytes of nothing, whose hash takes minutes."""
+    folder = bundles.copy_models(tmp_path / "models", bundles.EMBEDDER) / bundles.EMBEDDER / "1"
+    weights, fields = next(folder.glob("*.data")), json.loads((folder / "bundle.json").read_text())
+    os.truncate(weights, 100 * 2**30)
+    for file in fields["files"]:
+        if file["path"] == weights.name:
+            file["size"] = str(100 * 2**30)
+    (folder / "bundle.json").write_text(json.dumps(fields))
+    async with run(tmp_path / "models") as server:
+        await server.event("listening")
+        server.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            assert await server.end() == 0
+    assert [line["event"] for line in server.log][-1] == "stopped"
 
 
 PROGRAM = """

@@ -2,14 +2,16 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import pytest
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
@@ -19,7 +21,7 @@ from polyhead.server.metrics import Metrics
 from polyhead.v1 import inference_pb2 as pb
 from polyhead.v1 import model_pb2
 from tests import bundles
-from tests.integration.conftest import Running, Start, endless, until
+from tests.integration.conftest import Running, Start, endless, unread, until
 
 M = TypeVar("M", bound=Message)
 
@@ -33,11 +35,10 @@ def model(name: str = "", version: str = "") -> pb.ModelReference:
 
 
 def detail(error: grpc.aio.AioRpcError, kind: type[M]) -> M:
-    """The only detail of a status."""
-    (packed,) = rpc_status.from_call(error).details
-    found = kind()
-    assert packed.Unpack(found)
-    return found
+    """The only one of its kind in a status."""
+    found = [kind() for _ in range(2)]
+    assert [packed.Unpack(found[0]) for packed in rpc_status.from_call(error).details].count(True) == 1
+    return found[0]
 
 
 async def read(call: Any) -> None:
@@ -77,6 +78,9 @@ SAMPLING = pb.SamplingParameters
         (pb.TokenizeRequest(texts=["a"]), "model.name",
          "must be given, as more than one model serves: tiny-classifier, tiny-embedder, tiny-gpt"),
         (model_pb2.GetModelRequest(), "name", "must not be empty"),
+        (model_pb2.GetModelRequest(name=bundles.GENERATOR, version="one"), "version",
+         "must be a positive integer in decimal, got 'one'"),
+        (pb.GenerateRequest(constraint=pb.Constraint(json_schema="[" * 60_000)), "constraint.json_schema", "is nested too deeply"),
     ],
 )  # fmt: skip
 async def test_input_that_makes_no_sense_is_invalid_argument_with_field_limit_and_what_was_given(
@@ -117,7 +121,7 @@ async def test_an_unknown_model_or_version_is_not_found_and_those_there_are_are_
     assert error.details() == "no model 'nobody'; there are: tiny-classifier, tiny-embedder, tiny-gpt"
     error = await failure(running.inference.Generate(pb.GenerateRequest(model=model(bundles.GENERATOR, "7"))))
     assert error.code() == StatusCode.NOT_FOUND
-    assert error.details() == "model 'tiny-gpt' has no version 7; it has: 1"
+    assert error.details() == "model 'tiny-gpt' has no version 7 loaded; it has: 1"
 
 
 async def test_a_task_that_a_model_does_not_do_is_failed_precondition_and_says_what_it_does(running: Running) -> None:
@@ -180,12 +184,14 @@ async def test_a_deadline_that_passes_is_deadline_exceeded_and_log_and_metric_te
 ) -> None:
     labels = {"model": bundles.GENERATOR, "version": "1", "method": "Generate"}
     with capture_logs() as logs:
-        error = await failure(running.inference.Generate(endless(), timeout=0.2))
+        error = await failure(running.inference.Generate(unread(), timeout=0.2))
         assert error.code() == StatusCode.DEADLINE_EXCEEDED
         await until(lambda: running.metric("requests_total", **labels, code="DEADLINE_EXCEEDED") == 1)
     (line,) = [line for line in logs if line["event"] == "call"]
     assert line["code"] == "DEADLINE_EXCEEDED"
-    assert 0 < line["generated_tokens"] < 900
+    assert 0 < line["generated_tokens"] < 1000
+    assert 0 < line["inference_seconds"] < line["seconds"]
+    assert running.metric("inference_duration_seconds_count", **labels) == 1
     assert running.metric("generated_tokens_total", **labels) == line["generated_tokens"]
     assert running.metric("cancelled_total", **labels, reason="deadline") == 1
     await until(lambda: running.metric("slots_used", model=bundles.GENERATOR, version="1") == 0)
@@ -193,11 +199,21 @@ async def test_a_deadline_that_passes_is_deadline_exceeded_and_log_and_metric_te
 
 async def test_a_deadline_that_passes_in_the_queue_leaves_the_queue(start: Start) -> None:
     running = await start(slots=1)
-    busy = running.inference.Generate(endless())
+    which = {"model": bundles.GENERATOR, "version": "1"}
+    labels = {**which, "method": "Generate"}
+    busy = running.inference.Generate(unread())
     await anext(aiter(busy))
-    error = await failure(running.inference.Generate(endless(), timeout=0.1))
-    assert error.code() == StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: running.metric("queue_size", model=bundles.GENERATOR, version="1") == 0)
+    with capture_logs() as logs:
+        late = asyncio.create_task(failure(running.inference.Generate(endless(), timeout=0.5)))
+        await until(lambda: running.metric("queue_size", **which) == 1)
+        assert (await late).code() == StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: running.metric("requests_total", **labels, code="DEADLINE_EXCEEDED") == 1)
+    assert running.metric("queue_size", **which) == 0
+    assert running.metric("cancelled_total", **labels, reason="deadline") == 1
+    (line,) = [line for line in logs if line["event"] == "call"]
+    assert (line["generated_tokens"], line["inference_seconds"]) == (0, 0)
+    assert 0 < line["queue_seconds"] <= line["seconds"]
+    assert running.metric("queue_duration_seconds_sum", **labels) == pytest.approx(line["queue_seconds"], abs=1e-5)
     busy.cancel()
 
 
@@ -212,7 +228,7 @@ async def test_what_nobody_foresaw_is_internal_and_shows_only_the_request_id(sta
     with capture_logs() as logs:
         error = await failure(running.inference.Embed(request))
     assert (error.code(), error.details()) == (StatusCode.INTERNAL, "internal error; request id id-7")
-    assert rpc_status.from_call(error).details == []
+    assert detail(error, RequestInfo).request_id == "id-7"
     (line,) = [line for line in logs if line["event"] == "call"]
     assert (line["request_id"], line["log_level"], line["code"]) == ("id-7", "error", "INTERNAL")
     assert "9999" in str(line["exc_info"])
@@ -222,3 +238,129 @@ async def test_a_message_over_the_limit_is_refused(start: Start) -> None:
     running = await start(max_message_bytes=2000)
     error = await failure(running.inference.Embed(pb.EmbedRequest(inputs=[text("a" * 3000)])))
     assert error.code() == StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_every_error_carries_the_requests_id(running: Running) -> None:
+    error = await failure(running.inference.Embed(pb.EmbedRequest(request_id="id-8")))
+    assert detail(error, RequestInfo).request_id == "id-8"
+    assert dict(error.trailing_metadata())["x-request-id"] == "id-8"
+    error = await failure(running.models.GetModel(model_pb2.GetModelRequest(), metadata=[("x-request-id", "id-9")]))
+    assert dict(error.trailing_metadata())["x-request-id"] == detail(error, RequestInfo).request_id == "id-9"
+
+
+async def test_the_largest_text_that_quotes_a_caller_still_fits_its_trailers(running: Running) -> None:
+    error = await failure(running.inference.Embed(pb.EmbedRequest(model=model("ü" * 10**6), request_id="x" * 128)))
+    assert error.code() == StatusCode.NOT_FOUND
+    error = await failure(running.inference.Embed(pb.EmbedRequest(model=model(bundles.EMBEDDER, "ü" * 10**6))))
+    assert error.code() == StatusCode.INVALID_ARGUMENT
+    assert detail(error, BadRequest).field_violations[0].field == "model.version"
+
+
+async def test_too_many_calls_are_resource_exhausted_with_the_limit_and_when_to_retry(start: Start) -> None:
+    running = await start(max_concurrent_calls=1)
+    busy = running.inference.Generate(unread())
+    await anext(aiter(busy))
+    error = await failure(running.models.ListModels(model_pb2.ListModelsRequest()))
+    assert error.code() == StatusCode.RESOURCE_EXHAUSTED
+    assert error.details() == "the server is full: 1 calls run, which is the limit"
+    assert detail(error, RetryInfo).retry_delay.ToTimedelta().total_seconds() == 1
+    busy.cancel()
+    await until(lambda: running.metric("requests_running", model=bundles.GENERATOR, version="1") == 0)
+
+
+SECRET = "xyzzy"
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (pb.EmbedRequest(model=model(SECRET * 1000), inputs=[text(SECRET)]), "NOT_FOUND"),
+        (pb.EmbedRequest(model=model(bundles.EMBEDDER, SECRET), inputs=[text(SECRET)]), "INVALID_ARGUMENT"),
+        (pb.EmbedRequest(model=model(bundles.GENERATOR), inputs=[text(SECRET)]), "FAILED_PRECONDITION"),
+        (pb.EmbedRequest(inputs=[text(SECRET * 50)]), "INVALID_ARGUMENT"),
+        (pb.GenerateRequest(constraint=pb.Constraint(lark=f"start: {SECRET}")), "INVALID_ARGUMENT"),
+        (pb.GenerateRequest(constraint=pb.Constraint(regex=f"({SECRET}")), "INVALID_ARGUMENT"),
+        (pb.GenerateRequest(constraint=pb.Constraint(json_schema=f'{{"type": "{SECRET}"}}')), "INVALID_ARGUMENT"),
+        (pb.GenerateRequest(stopping=STOP(stop=[SECRET, SECRET * 100])), "INVALID_ARGUMENT"),
+        (pb.GenerateRequest(prompt=text(SECRET), request_id=f"ä{SECRET}"), "INVALID_ARGUMENT"),
+        (pb.GenerateRequest(prompt=text(SECRET), stopping=STOP(stop=[SECRET], max_tokens=3)), "OK"),
+    ],
+)  # fmt: skip
+async def test_nothing_of_a_request_gets_into_the_log(running: Running, request_: Message, code: str) -> None:
+    method = type(request_).__name__.removesuffix("Request")
+    with capture_logs() as logs:
+        with suppress(grpc.aio.AioRpcError):
+            await read(getattr(running.inference, method)(request_))
+        await until(lambda: logs)
+    (line,) = logs
+    assert line["code"] == code
+    assert SECRET not in str(line)
+    assert len(str(line)) < 1000
+
+
+async def test_what_a_grammar_that_grows_too_ambiguous_made_gets_into_no_log(running: Running) -> None:
+    grammar = pb.Constraint(lark=f'start: x // {SECRET}\nx: "a" | x x | x x x')
+    (end,) = running.app.repository.find(bundles.GENERATOR, "", None).tokenizer.eos_token_ids
+    never_end = SAMPLING(logit_bias={end: -100})
+    request = pb.GenerateRequest(constraint=grammar, sampling=never_end, stopping=STOP(max_tokens=500))
+    with capture_logs() as logs:
+        error = await failure(running.inference.Generate(request))
+        await until(lambda: logs)
+    assert error.details() == "constraint.lark: can't be followed any further: it has become too ambiguous"
+    (line,) = logs
+    assert line["field"] == "constraint.lark"
+    assert line["generated_tokens"] > 0
+    assert SECRET not in str(line)
+    assert "aaa" not in str(line)
+
+
+async def test_a_model_whose_engine_died_is_unavailable_and_health_says_so(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(BaseException):
+        """What no engine can go on from."""
+
+    def die(*_: object) -> None:
+        raise Broken
+
+    live = running.app.repository.find(bundles.EMBEDDER, "", None)
+    monkeypatch.setattr(live.encoder._encoder, "run", die)
+    request = pb.EmbedRequest(inputs=[text("a")])
+    errors = [await failure(running.inference.Embed(request)) for _ in range(2)]
+    assert {error.code() for error in errors} == {StatusCode.UNAVAILABLE}
+    assert [error.details() for error in errors] == [
+        "the model's engine failed",
+        "model 'tiny-embedder' version 1 broke down and needs a restart",
+    ]
+    health = health_pb2_grpc.HealthStub(running.channel)
+    watch = health.Watch(health_pb2.HealthCheckRequest(service=bundles.EMBEDDER))
+    async with asyncio.timeout(10):
+        async for response in watch:
+            if response.status == health_pb2.HealthCheckResponse.NOT_SERVING:
+                break
+    watch.cancel()
+    for service in ("", bundles.CLASSIFIER):
+        status = await health.Check(health_pb2.HealthCheckRequest(service=service))
+        assert status.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_bulk_stream_ends_by_itself_when_the_server_drains(running: Running) -> None:
+    stream = running.inference.StreamEmbed()  # open for as long as the caller likes
+    await stream.write(pb.StreamEmbedRequest(request=pb.EmbedRequest(inputs=[text("a")])))
+    await stream.read()
+    async with asyncio.timeout(10):
+        await running.app.drain()
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await stream.read()
+    assert error.value.code() == StatusCode.UNAVAILABLE
+    assert error.value.details() == "the server is draining; it answered the first 1 requests of this stream"
+
+
+async def test_a_call_that_still_tokenizes_when_the_drain_begins_is_answered(running: Running) -> None:
+    request = pb.EmbedRequest(inputs=[text("the cat " * 400_000)], truncate=True)
+    call = asyncio.ensure_future(running.inference.Embed(request))
+    await until(lambda: not running.app._calls._idle.is_set())
+    assert running.metric("prompt_tokens_total", model=bundles.EMBEDDER, version="1", method="Embed") == 0
+    async with asyncio.timeout(30):
+        await running.app.drain()
+    assert len((await call).embeddings) == 1

@@ -1,13 +1,14 @@
 """`polyhead serve` and `python -m polyhead.server`: run a server until SIGTERM or SIGINT."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
 import prometheus_client
 
-from polyhead.server import logging
+from polyhead.server import background, logging
 from polyhead.server.app import serve
 from polyhead.server.config import Settings, UsageError, parse
 from polyhead.server.errors import PolyheadError
@@ -27,6 +28,9 @@ def main(argv: Sequence[str]) -> int:
     except PolyheadError as error:
         print(f"polyhead serve: {error}", file=sys.stderr)
         return 1
+    if background.busy():  # a model was being opened; native code that the interpreter's end overtakes may crash
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

@@ -19,6 +19,7 @@ from polyhead.server.metrics import Metrics
 from polyhead.server.repository import Entry, Load, Repository
 from polyhead.server.rpc.interceptors import CallInterceptor
 from polyhead.server.rpc.servicers import InferenceServicer, ModelServicer
+from polyhead.server.rpc.workers import Workers
 from polyhead.server.runtime import threads
 from polyhead.v1 import inference_pb2, model_pb2
 from polyhead.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
@@ -32,6 +33,19 @@ LAST_WORDS_SECONDS = 0.5
 """What is left of a drained server: statuses on their way out, and health watches, which never end by themselves."""
 CANCEL_SECONDS = 5
 """By then every cancelled call has ended, unless something is broken."""
+
+WATCH_SECONDS = 1
+"""By then health tells of an engine that died."""
+
+KEEPALIVE = (
+    # A peer that vanished without a word is found within 80 s under a running call, and its call cancelled.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Clients may ping as often; ours does every 320 s.
+    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+)
 
 HealthServicer: TypeAlias = health.aio.HealthServicer
 
@@ -54,12 +68,16 @@ class App:
     _calls: CallInterceptor
 
     async def drain(self) -> None:
-        """Say that we stop, refuse new calls, and wait for those that run, up to `drain_seconds`."""
+        """Say that we stop, refuse new calls, and wait for those that run, up to `drain_seconds`. Engines take requests
+        until then: a call that runs may still be tokenizing."""
+        self.loaded.cancel()
         await self._status.enter_graceful_shutdown()
         log.info("draining", at_most_seconds=self.settings.drain_seconds)
-        ends = [asyncio.create_task(end) for end in (self._calls.drain(), self.repository.drain())]
-        _, running = await asyncio.wait(ends, timeout=self.settings.drain_seconds)
-        if running:
+        try:
+            async with asyncio.timeout(self.settings.drain_seconds):
+                await self._calls.drain()
+                await self.repository.drain()
+        except TimeoutError:
             log.warning("calls still run and will be cut", after_seconds=self.settings.drain_seconds)
 
 
@@ -71,30 +89,34 @@ async def serve(settings: Settings, load: Load | None = None) -> AsyncIterator[A
     """
     threads.configure(settings.threads)
     metrics = Metrics()
-    repository = Repository(settings.models, load or Loader(settings, metrics))
-    status, calls = HealthServicer(), CallInterceptor(metrics)
-    server = build_server(settings, repository, status, calls)
+    repository = Repository(settings.models, load or Loader(settings, metrics), settings.versions)
+    status, calls = HealthServicer(), CallInterceptor(metrics, settings.max_concurrent_calls)
+    workers = Workers(settings.max_queue_requests)
+    server = build_server(settings, repository, workers, status, calls)
     port = bind(server, settings)
     with serve_metrics(settings, metrics) as metrics_port:
         await announce_loading(status, repository)
         await server.start()
         loaded = asyncio.create_task(load_models(repository, status, metrics))
+        watching = asyncio.create_task(watch_engines(repository, status, loaded))
         log.info("listening", grpc=f"{settings.host}:{port}", metrics=metrics_address(settings, metrics_port))
         try:
             yield App(settings, metrics, repository, port, metrics_port, loaded, status, calls)
         finally:
-            loaded.cancel()
-            await asyncio.wait([loaded])
+            for task in (loaded, watching):
+                task.cancel()
+            await asyncio.wait([loaded, watching])
             calls.cut()
             await server.stop(LAST_WORDS_SECONDS)
             # grpc cancels what still runs but does not wait until it has ended.
             await asyncio.wait([asyncio.create_task(calls.drain())], timeout=CANCEL_SECONDS)
+            workers.close()
             await asyncio.to_thread(repository.close)
             log.info("stopped")
 
 
 def build_server(
-    settings: Settings, repository: Repository, status: HealthServicer, calls: CallInterceptor
+    settings: Settings, repository: Repository, workers: Workers, status: HealthServicer, calls: CallInterceptor
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=[calls],
@@ -102,9 +124,10 @@ def build_server(
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # else a second server on the port gets half of the calls
+            *KEEPALIVE,
         ],
     )
-    add_InferenceServiceServicer_to_server(InferenceServicer(repository, settings), server)
+    add_InferenceServiceServicer_to_server(InferenceServicer(repository, settings, workers), server)
     add_ModelServiceServicer_to_server(ModelServicer(repository), server)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -150,6 +173,24 @@ async def announce_loading(status: HealthServicer, repository: Repository) -> No
     await status.set(MODELS, SERVING)
 
 
+async def announce(status: HealthServicer, repository: Repository) -> list[str]:
+    """Tell health which models serve; the server as a whole does if any of them does. Gives those that do."""
+    ready = [name for name in repository.names() if repository.serves(name)]
+    for name in repository.names():
+        await status.set(name, SERVING if name in ready else NOT_SERVING)
+    for name in ("", INFERENCE):
+        await status.set(name, SERVING if ready else NOT_SERVING)
+    return ready
+
+
+async def watch_engines(repository: Repository, status: HealthServicer, loaded: "asyncio.Task[None]") -> None:
+    """Once all is loaded: a model whose engine dies serves no more, and health soon says so."""
+    await asyncio.wait([loaded])
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        await announce(status, repository)
+
+
 async def load_models(repository: Repository, status: HealthServicer, metrics: Metrics) -> None:
     """Load everything; the server as a whole serves when all is loaded and at least one model is ready."""
 
@@ -159,7 +200,5 @@ async def load_models(repository: Repository, status: HealthServicer, metrics: M
             metrics.loaded(entry.name, str(entry.version), entry.model.manifest, entry.load_seconds)
 
     await repository.load(on_change)
-    ready = [name for name in repository.names() if repository.serves(name)]
-    for name in ("", INFERENCE):
-        await status.set(name, SERVING if ready else NOT_SERVING)
+    ready = await announce(status, repository)
     log.info("serving", models=ready) if ready else log.error("no model could be loaded")

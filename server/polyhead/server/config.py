@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, frozen=True)
 
     models: Path = Field(description="folder with NAME/VERSION/bundle.json for each model; required")
+    versions: Literal["latest", "all"] = Field("latest", description="which versions of each model to load")
     host: str = Field("127.0.0.1", min_length=1, description="address to serve gRPC on; 0.0.0.0 or [::] for all")
     port: Port = Field(50051, description="gRPC port; 0 takes any free one")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address to serve /metrics on")
@@ -47,6 +48,7 @@ class Settings(BaseSettings):
     )
     prefill_budget_tokens: int = Field(512, ge=1, description="prompt tokens read between two steps of generation")
     default_max_tokens: int = Field(256, ge=1, description="longest answer of a request that does not say, in tokens")
+    max_concurrent_calls: int = Field(4096, ge=1, description="calls that may run at the same time; more are rejected")
     max_queue_requests: int = Field(1024, ge=1, description="requests that may wait for a model; more are rejected")
     max_queue_tokens: int = Field(262_144, ge=1, description="tokens that may wait for a model; more are rejected")
     max_batch_tokens: int = Field(512, ge=1, description="tokens with padding in one batch of inputs to an encoder")

@@ -52,8 +52,8 @@ class Matcher:
 
     def consume(self, token: int) -> None:
         """A token was chosen. Raises InvalidInput if the grammar has become too ambiguous to go on."""
-        if not self._library.consume_token(token):
-            raise InvalidInput(self._field, f"can't be followed any further: {_one_line(self._library.get_error())}")
+        if not self._library.consume_token(token):  # the library's own words quote what was generated
+            raise InvalidInput(self._field, "can't be followed any further: it has become too ambiguous")
 
 
 class Grammar:
@@ -87,6 +87,8 @@ class GrammarCompiler:
             raise InvalidInput(field, "the model has no end token, so its answers cannot be constrained")
         try:
             library = LLMatcher(self._library_tokenizer(), _grammar(constraint), log_level=0, limits=LIMITS)
+        except RecursionError:
+            raise InvalidInput(field, "is nested too deeply") from None
         except ValueError as error:
             raise InvalidInput(field, _one_line(str(error))) from error
         if library.is_error():

@@ -6,8 +6,9 @@ PolyheadError
 ├── InvalidInput        a field of the request: which, and what is wrong with it
 ├── ModelNotFound       no such model or version
 ├── WrongTask           the model is there but does something else
+├── ModelFailed         the model is there but could not be loaded
 ├── Overloaded          a queue is full; when to come back
-├── Unavailable         draining, still loading, or failed to load
+├── Unavailable         draining, still loading, or broken down: another server, or this one later, may answer
 └── BundleError         a bundle on disk that can't be served; never the fault of a request
 """
 
@@ -33,6 +34,10 @@ class WrongTask(PolyheadError):
     """The model does not do that task; the text names the one it does."""
 
 
+class ModelFailed(PolyheadError):
+    """The model could not be loaded; the text says why. Asking again does not help."""
+
+
 class Overloaded(PolyheadError):
     """A queue is full. The text names the limit."""
 
@@ -42,7 +47,7 @@ class Overloaded(PolyheadError):
 
 
 class Unavailable(PolyheadError):
-    """The server drains, or the model is still loading or failed to load; the text says which."""
+    """The server drains, or the model is still loading or its engine broke down; the text says which."""
 
 
 class BundleError(PolyheadError):

@@ -1,9 +1,10 @@
 """A folder on disk → a model that has answered its warm-up."""
 
-import asyncio
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from polyhead.server.background import in_background
 from polyhead.server.bundle import Bundle, verify
 from polyhead.server.config import Settings
 from polyhead.server.constraints import GrammarCompiler
@@ -67,12 +68,13 @@ class Loader:
     async def __call__(self, name: str, version: int, folder: Path, manifest: bundle_pb2.Bundle) -> LiveModel:
         """Verify the files, open the graph, start the engine and let it answer once. Raises BundleError and whatever
         onnxruntime says."""
-        bundle = await asyncio.to_thread(verify, folder, manifest)
+        bundle = await in_background(partial(verify, folder, manifest))
         slots = self._settings.slots if manifest.task == bundle_pb2.TASK_GENERATE else None
         observer = ModelMetrics(self._metrics, name, str(version), slots)
-        model = await asyncio.to_thread(open_model, name, str(version), bundle, self._settings, observer)
+        opening = partial(open_model, name, str(version), bundle, self._settings, observer)
+        model = await in_background(opening, discard=lambda model: model.engine.close())
         await start(model)
-        observer.enabled = True
+        observer.begin()
         return model
 
 

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
@@ -32,10 +33,12 @@ class Metrics:
     def _add_calls(self) -> None:
         self.requests = self._counter("requests", "Calls that ended, however they did.", (*CALL, "code"))
         self.rejected = self._counter(
-            "rejected", "Calls refused before any work: overloaded or unavailable.", (*CALL, "reason")
+            "rejected", "Calls refused, or bulk streams ended early: overloaded or unavailable.", (*CALL, "reason")
         )
         self.cancelled = self._counter(
-            "cancelled", "Calls that the caller gave up (cancelled) or whose deadline passed.", (*CALL, "reason")
+            "cancelled",
+            "Calls that the caller gave up (cancelled), whose deadline passed, or that outlasted the drain (shutdown).",
+            (*CALL, "reason"),
         )
         self.request_duration = self._histogram(
             "request_duration_seconds", "From a call's arrival to its end.", CALL, SECONDS
@@ -64,7 +67,9 @@ class Metrics:
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in one model run, no padding.", MODEL, TOKENS)
         self.padding_tokens = self._counter("padding_tokens", "Padding that models computed over.", MODEL)
         self.queue_size = self._gauge("queue_size", "Requests that wait now.", MODEL)
-        self.running = self._gauge("requests_running", "Requests being worked on now.", MODEL)
+        self.running = self._gauge(
+            "requests_running", "Requests being worked on now; of a decoder every sample counts.", MODEL
+        )
         self.slots_used = self._gauge("slots_used", "Cache slots in use now; decoders only.", MODEL)
         self.slots = self._gauge("slots", "Cache slots there are; decoders only.", MODEL)
 
@@ -94,11 +99,12 @@ class Metrics:
 
 
 class ModelMetrics:
-    """What one model's engine reports (`engine.observer.EngineObserver`). Reports nothing until `enabled`, so that a
-    warm-up is not mistaken for traffic. `slots` is None for encoders."""
+    """What one model's engine reports (`engine.observer.EngineObserver`). Counts nothing until `begin`, so that a warm-up
+    is not mistaken for traffic. `slots` is None for encoders."""
 
     def __init__(self, metrics: Metrics, model: str, version: str, slots: int | None) -> None:
-        self.enabled = False
+        self._begun = False
+        self._slots = slots
         labels = (model, version)
         self._queue_size = metrics.queue_size.labels(*labels)
         self._running = metrics.running.labels(*labels)
@@ -108,10 +114,16 @@ class ModelMetrics:
         self._padding = metrics.padding_tokens.labels(*labels)
         self._slots_used: Gauge | None = None
         if slots is not None:
-            metrics.slots.labels(*labels).set(slots)
+            self._all_slots = partial(metrics.slots.labels, *labels)
             self._slots_used = metrics.slots_used.labels(*labels)
             self._first_token = metrics.first_token.labels(*labels)
             self._inter_token = metrics.inter_token.labels(*labels)
+
+    def begin(self) -> None:
+        """The model serves: from here on what its engine reports is traffic."""
+        self._begun = True
+        if self._slots is not None:
+            self._all_slots().set(self._slots)
 
     def queue_size(self, requests: int) -> None:
         self._queue_size.set(requests)
@@ -122,16 +134,16 @@ class ModelMetrics:
             self._slots_used.set(requests)
 
     def ran(self, *, rows: int, tokens: int, padding: int, seconds: float) -> None:
-        if self.enabled:
+        if self._begun:
             self._batch_size.observe(rows)
             self._batch_tokens.observe(tokens)
             self._padding.inc(padding)
             self._run_duration.observe(seconds)
 
     def first_token(self, seconds: float) -> None:
-        if self.enabled:
+        if self._begun:
             self._first_token.observe(seconds)
 
     def inter_token(self, seconds: float) -> None:
-        if self.enabled:
+        if self._begun:
             self._inter_token.observe(seconds)

@@ -1,8 +1,8 @@
 """Names and versions → live models.
 
 The models folder holds `NAME/VERSION/`, VERSION a positive integer; everything else in it, such as files and folders
-whose name begins with a dot (half-written bundles), is ignored. All are loaded at the same time; one that can't be
-served is FAILED with a reason and does not keep the others from serving.
+whose name begins with a dot (half-written bundles), is ignored. All models are loaded at the same time, of each its
+latest version or all; one that can't be served is FAILED with a reason and does not keep the others from serving.
 """
 
 import asyncio
@@ -11,12 +11,23 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
+from polyhead.server.background import in_background
 from polyhead.server.bundle import one_line, read_manifest
-from polyhead.server.errors import BundleError, InvalidInput, ModelNotFound, PolyheadError, Unavailable, WrongTask
+from polyhead.server.errors import (
+    BundleError,
+    InvalidInput,
+    ModelFailed,
+    ModelNotFound,
+    PolyheadError,
+    Unavailable,
+    WrongTask,
+)
 from polyhead.server.loader import LiveModel
 from polyhead.v1 import bundle_pb2
 
@@ -27,6 +38,8 @@ TASKS = {
     bundle_pb2.TASK_CLASSIFY: "classify",
     bundle_pb2.TASK_EMBED: "embed",
 }
+
+UNFORESEEN = "internal error; the server's log says more"
 
 log = structlog.get_logger()
 
@@ -62,12 +75,17 @@ the entry FAILED."""
 class Repository:
     """The models of one folder. For one event loop; not thread-safe."""
 
-    def __init__(self, folder: Path, load: Load) -> None:
-        """Find what there is in `folder`; raises PolyheadError when it is no folder or has no model."""
+    def __init__(self, folder: Path, load: Load, versions: Literal["latest", "all"] = "latest") -> None:
+        """Find what there is in `folder`; raises PolyheadError when it is no folder or has no model. Of versions that are
+        not to be loaded it knows nothing."""
         self._load = load
         self._models: dict[str, dict[int, Entry]] = {}
         for entry in scan(folder):
-            self._models.setdefault(entry.name, {})[entry.version] = entry
+            known = self._models.setdefault(entry.name, {})
+            if versions == "latest" and max(known, default=0) < entry.version:
+                known.clear()
+            if versions == "all" or not known:
+                known[entry.version] = entry
 
     async def load(self, on_change: Callable[[Entry], Awaitable[None]]) -> None:
         """Load everything; `on_change` is awaited with each entry when it has become READY or FAILED."""
@@ -81,12 +99,12 @@ class Repository:
     async def _load_one(self, entry: Entry) -> None:
         began = time.perf_counter()
         try:
-            entry.manifest = await asyncio.to_thread(read_manifest, entry.folder)
+            entry.manifest = await in_background(partial(read_manifest, entry.folder))
             entry.model = await self._load(entry.name, entry.version, entry.folder, entry.manifest)
             entry.state = State.READY
         except Exception as error:
-            entry.state, entry.reason = State.FAILED, one_line(error)
-            known = isinstance(error, BundleError)
+            known = isinstance(error, BundleError)  # anything else may tell callers what is none of their business
+            entry.state, entry.reason = State.FAILED, one_line(error) if known else UNFORESEEN
             log.error("model failed", model=entry.name, version=entry.version, reason=entry.reason, exc_info=not known)
         entry.load_seconds = time.perf_counter() - began
         if entry.state is State.READY:
@@ -101,11 +119,12 @@ class Repository:
         return [self._models[name][version] for name in self.names() for version in sorted(self._models[name])]
 
     def serves(self, name: str) -> bool:
-        """Whether any version of that model is READY."""
-        return any(entry.state is State.READY for entry in self._models.get(name, {}).values())
+        """Whether any version of that model is READY and its engine works."""
+        return any(entry.model and entry.model.engine.alive for entry in self._models.get(name, {}).values())
 
-    def entry(self, name: str, version: str = "") -> Entry:
-        """The version asked for; of '' the newest that serves, or the newest. Raises ModelNotFound, InvalidInput."""
+    def entry(self, name: str, version: str = "", field: str = "model.version") -> Entry:
+        """The version asked for; of '' the newest that is READY, or the newest. Raises ModelNotFound, and InvalidInput
+        about `field`."""
         if name not in self._models:
             raise ModelNotFound(f"no model {name!r}; there are: {', '.join(self.names())}")
         versions = self._models[name]
@@ -113,18 +132,21 @@ class Repository:
             ready = [number for number, entry in versions.items() if entry.state is State.READY]
             return versions[max(ready or versions)]
         if not VERSION.fullmatch(version):
-            raise InvalidInput("model.version", f"must be a positive integer in decimal, got {version!r}")
+            raise InvalidInput(field, f"must be a positive integer in decimal, got {version!r}")
         if int(version) not in versions:
-            raise ModelNotFound(f"model {name!r} has no version {version}; it has: {listed(sorted(versions))}")
+            raise ModelNotFound(f"model {name!r} has no version {version} loaded; it has: {listed(sorted(versions))}")
         return versions[int(version)]
 
     def find(self, name: str, version: str, task: "bundle_pb2.Task.ValueType | None") -> LiveModel:
-        """The live model that shall do `task` (None: any). Raises InvalidInput, ModelNotFound, WrongTask, Unavailable."""
+        """The live model that shall do `task` (None: any). Raises InvalidInput, ModelNotFound, ModelFailed,
+        WrongTask, Unavailable."""
         entry = self.entry(name or self._only_model(task), version)
         if entry.state is State.LOADING:
             raise Unavailable(f"model {entry.name!r} version {entry.version} is still loading")
         if entry.model is None:
-            raise Unavailable(f"model {entry.name!r} version {entry.version} failed to load: {entry.reason}")
+            raise ModelFailed(f"model {entry.name!r} version {entry.version} failed to load: {entry.reason}")
+        if not entry.model.engine.alive:
+            raise Unavailable(f"model {entry.name!r} version {entry.version} broke down and needs a restart")
         if task is not None and entry.model.task != task:
             does, not_this = TASKS[entry.model.task], TASKS[task]
             raise WrongTask(f"model {entry.name!r} version {entry.version} does {does}, not {not_this}")

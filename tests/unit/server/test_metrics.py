@@ -27,7 +27,7 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def test_a_decoder_reports_slots_tokens_and_latencies(metrics: Metrics) -> None:
     observer = ModelMetrics(metrics, "m", "1", slots=8)
-    observer.enabled = True
+    observer.begin()
     report(observer)
     assert {name: sample(metrics, name) for name in (
         "queue_size", "requests_running", "slots_used", "slots", "batch_size_sum", "batch_tokens_sum",
@@ -44,6 +44,7 @@ def test_a_warm_up_is_not_traffic(metrics: Metrics) -> None:
     report(ModelMetrics(metrics, "m", "1", slots=8))
     for name in ("batch_size", "time_to_first_token_seconds", "inter_token_latency_seconds", "run_duration_seconds"):
         assert sample(metrics, f"{name}_count") == 0
+    assert sample(metrics, "slots") is None, "what never serves has none"
 
 
 def test_an_encoder_has_no_slots(metrics: Metrics) -> None:
@@ -55,7 +56,7 @@ def test_an_encoder_has_no_slots(metrics: Metrics) -> None:
 
 def test_durations_have_buckets_from_half_a_millisecond(metrics: Metrics) -> None:
     observer = ModelMetrics(metrics, "m", "1", slots=1)
-    observer.enabled = True
+    observer.begin()
     observer.inter_token(0.0004)
     observer.inter_token(0.0006)
     assert sample(metrics, "inter_token_latency_seconds_bucket", le="0.0005") == 1

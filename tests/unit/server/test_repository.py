@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from polyhead.server.errors import InvalidInput, ModelNotFound, PolyheadError, Unavailable, WrongTask
+from polyhead.server.errors import InvalidInput, ModelFailed, ModelNotFound, PolyheadError, Unavailable, WrongTask
 from polyhead.server.loader import LiveModel
 from polyhead.server.repository import Entry, Repository, State
 from polyhead.v1 import bundle_pb2
@@ -33,7 +34,7 @@ def repository(folder: Path, embedder: LiveModel, generator: LiveModel) -> Repos
         opened = generator if manifest.task == GENERATE else embedder
         return LiveModel(name, str(version), manifest, opened.tokenizer, opened.engine)
 
-    return Repository(folder, load)
+    return Repository(folder, load, "all")
 
 
 async def nothing(entry: Entry) -> None:
@@ -66,7 +67,7 @@ async def test_an_empty_version_is_the_newest_that_serves(repository: Repository
     (folder / "a/10/bundle.json").unlink()
     await repository.load(nothing)
     assert repository.find("a", "", EMBED).version == "2"
-    with pytest.raises(Unavailable, match=r"model 'a' version 10 failed to load: bundle\.json: is missing"):
+    with pytest.raises(ModelFailed, match=r"model 'a' version 10 failed to load: bundle\.json: is missing"):
         repository.find("a", "10", EMBED)
 
 
@@ -93,7 +94,7 @@ async def test_an_empty_name_is_the_only_model_of_the_task(repository: Repositor
     ("name", "version", "error", "complaint"),
     [
         ("c", "", ModelNotFound, "no model 'c'; there are: a, b, tiny-gpt"),
-        ("a", "3", ModelNotFound, "model 'a' has no version 3; it has: 2, 10"),
+        ("a", "3", ModelNotFound, "model 'a' has no version 3 loaded; it has: 2, 10"),
         ("a", "1" * 19, InvalidInput, "model.version: must be a positive integer in decimal"),
         ("a", "02", InvalidInput, "model.version: must be a positive integer in decimal, got '02'"),
         ("a", "٢", InvalidInput, "model.version: must be a positive integer in decimal, got '٢'"),
@@ -116,13 +117,27 @@ async def test_before_it_is_loaded_a_model_is_unavailable(repository: Repository
         repository.find("", "", EMBED)
 
 
-async def test_any_failure_to_load_has_a_reason_of_one_line(folder: Path) -> None:
+async def test_what_nobody_foresaw_fails_a_model_without_telling_callers_why(folder: Path) -> None:
     async def load(*_: object) -> LiveModel:
-        raise MemoryError("no\nroom")
+        raise MemoryError("a secret\npath")
 
     repository = Repository(folder, load)
+    with capture_logs() as logs:
+        await repository.load(nothing)
+    reasons = {(entry.state, entry.reason) for entry in repository.entries()}
+    assert reasons == {(State.FAILED, "internal error; the server's log says more")}
+    assert {str(line["exc_info"]) for line in logs} == {"True"}
+
+
+async def test_latest_knows_only_the_greatest_version_of_each_model(folder: Path, embedder: LiveModel) -> None:
+    async def load(name: str, version: int, _: Path, manifest: bundle_pb2.Bundle) -> LiveModel:
+        return LiveModel(name, str(version), manifest, embedder.tokenizer, embedder.engine)
+
+    repository = Repository(folder, load, "latest")
     await repository.load(nothing)
-    assert {(entry.state, entry.reason) for entry in repository.entries()} == {(State.FAILED, "no room")}
+    assert [(e.name, e.version) for e in repository.entries()] == [("a", 10), ("b", 1), (bundles.GENERATOR, 1)]
+    with pytest.raises(ModelNotFound, match="model 'a' has no version 2 loaded; it has: 10"):
+        repository.find("a", "2", EMBED)
 
 
 def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ import asyncio
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from polyhead.server.engine.batcher import Batch, Batcher, EncoderLimits, Request
@@ -15,7 +16,9 @@ from polyhead.server.engine.observer import EngineObserver
 from polyhead.server.errors import Overloaded, Unavailable
 from polyhead.server.runtime.encoder import Encoder
 
-__all__ = ["EncoderEngine", "EncoderLimits", "EncoderResult"]
+__all__ = ["EncoderAnswer", "EncoderEngine", "EncoderLimits", "EncoderResult"]
+
+log = structlog.get_logger(__name__)
 
 FIRST_RETRY_SECONDS = 1.0
 """What a rejected caller is told to wait before any batch has been measured."""
@@ -41,11 +44,34 @@ class _Job(Request):
     future: "asyncio.Future[EncoderResult]"
     accepted: float = field(default_factory=time.perf_counter)
     began: float | None = None
+    ended: float | None = None
     rows: NDArray[np.float32] | None = None
     unanswered: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.unanswered = len(self.inputs)
+
+
+class EncoderAnswer:
+    """The asyncio end of a request, whose `result` is awaited once."""
+
+    def __init__(self, job: _Job, on_leave: Callable[[_Job], None]) -> None:
+        self._job = job
+        self._on_leave = on_leave
+
+    async def result(self) -> EncoderResult:
+        """Raises Unavailable when the engine ends before, and RuntimeError when the model run failed. If the awaiting
+        task is cancelled, what has not run never will."""
+        try:
+            return await self._job.future
+        finally:
+            self._on_leave(self._job)
+
+    def seconds(self) -> tuple[float, float]:
+        """Spent in the queue and in inference, so far if it is not over."""
+        job, end = self._job, self._job.ended or time.perf_counter()
+        began = job.began or end
+        return began - job.accepted, end - began
 
 
 _Outcome = tuple[_Job, EncoderResult | Exception]
@@ -62,30 +88,34 @@ class EncoderEngine:
         self._observer = observer
         self._batcher: Batcher[_Job] = Batcher(encoder.padded_lengths, limits)
         self._condition = threading.Condition()
-        self._draining = False
+        self._draining = self._dead = False
         self._tokens_per_second: float | None = None
         self._thread = threading.Thread(target=self._work, name="polyhead-encoder", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine has met an error of its own that it could not go on from."""
+        return not self._dead
 
     def start(self) -> None:
         """Begin to work; what was submitted before has waited."""
         self._thread.start()
 
-    async def run(self, inputs: Sequence[Sequence[int]]) -> EncoderResult:
-        """Answer all inputs, each a sequence of token ids.
+    def submit(self, inputs: Sequence[Sequence[int]]) -> EncoderAnswer:
+        """Queue all inputs, each a sequence of token ids.
 
-        Raises InvalidInput for what could never run, Overloaded when the queue is full, Unavailable when draining, and
-        RuntimeError when the model run failed. If the awaiting task is cancelled, what has not run never will.
+        Raises InvalidInput for what could never run, Overloaded when the queue is full, and Unavailable when draining.
         """
         job = self._job(inputs)
         with self._condition:
             self._admit(job)
+            self._observer.queue_size(self._batcher.waiting_requests)
             self._condition.notify()
-        try:
-            return await job.future
-        finally:
-            if job.unanswered:
-                with self._condition:
-                    self._batcher.cancel(job)
+        return EncoderAnswer(job, self._leave)
+
+    async def run(self, inputs: Sequence[Sequence[int]]) -> EncoderResult:
+        """`submit` and wait for the result."""
+        return await self.submit(inputs).result()
 
     async def drain(self) -> None:
         """Refuse new requests and return when all that were accepted are answered."""
@@ -113,7 +143,16 @@ class EncoderEngine:
         loop = asyncio.get_running_loop()
         return _Job(inputs, padded, len(padded), sum(padded), False, loop, loop.create_future())
 
+    def _leave(self, job: _Job) -> None:
+        """Nobody waits for it any more: what has not run never will."""
+        if job.unanswered:
+            with self._condition:
+                self._batcher.cancel(job)
+                self._observer.queue_size(self._batcher.waiting_requests)
+
     def _admit(self, job: _Job) -> None:
+        if self._dead:
+            raise Unavailable("the model's engine failed")
         if self._draining:
             raise Unavailable("the model is draining and takes no new requests")
         if refusal := self._batcher.refusal(job):
@@ -134,10 +173,24 @@ class EncoderEngine:
     # What follows runs on the engine's thread.
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            self._observer.running(len({id(item.request) for item in batch.items}))
-            _deliver(self._run(batch))
-            self._observer.running(0)
+        batch: Batch[_Job] | None = None
+        try:
+            while batch := self._next_batch():
+                self._observer.running(len(_jobs(batch)))
+                _deliver(self._run(batch))
+                self._observer.running(0)
+        except BaseException:
+            log.exception("the encoder engine died")
+            self._die(batch)
+
+    def _die(self, batch: Batch[_Job] | None) -> None:
+        """Everyone who waits hears so, and nobody can come any more."""
+        with self._condition:
+            self._dead = self._draining = True
+            jobs = {*(_jobs(batch) if batch else ()), *self._batcher.drop_all()}
+        _deliver([(job, Unavailable("the model's engine failed")) for job in jobs])
+        self._observer.queue_size(0)
+        self._observer.running(0)
 
     def _next_batch(self) -> Batch[_Job] | None:
         """Wait for a batch; None when drained."""
@@ -151,6 +204,8 @@ class EncoderEngine:
     def _run(self, batch: Batch[_Job]) -> list[_Outcome]:
         """Run a batch; outcomes of the requests that are complete by it, or of all in it if it failed."""
         began = time.perf_counter()
+        for job in _jobs(batch):
+            job.began = job.began or began
         try:
             ids, lengths = self._tensors(batch)
             rows = self._encoder.run(ids, lengths)
@@ -158,7 +213,7 @@ class EncoderEngine:
             return self._fail(batch, error)
         ended = time.perf_counter()
         self._measure(batch, int(lengths.sum()), ended - began)
-        return _scatter(batch, rows, began, ended)
+        return _scatter(batch, rows, ended)
 
     def _tensors(self, batch: Batch[_Job]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Right-padded ids (batch, sequence) and lengths (batch,)."""
@@ -180,28 +235,34 @@ class EncoderEngine:
 
     def _fail(self, batch: Batch[_Job], error: Exception) -> list[_Outcome]:
         """Every request of the batch fails, with what it still has in the queue."""
-        jobs = {id(item.request): item.request for item in batch.items}.values()
         outcomes: list[_Outcome] = []
-        for job in jobs:
+        for job in _jobs(batch):
             with self._condition:
                 self._batcher.cancel(job)
+            job.ended = time.perf_counter()
             failure = RuntimeError(f"the model run failed: {error}")
             failure.__cause__ = error
             outcomes.append((job, failure))
         return outcomes
 
 
-def _scatter(batch: Batch[_Job], rows: NDArray[np.float32], began: float, ended: float) -> list[_Outcome]:
+def _jobs(batch: Batch[_Job]) -> list[_Job]:
+    """Each once, in order."""
+    return list({item.request: None for item in batch.items})
+
+
+def _scatter(batch: Batch[_Job], rows: NDArray[np.float32], ended: float) -> list[_Outcome]:
     """Give each request its rows (batch, width); outcomes of those that now have all."""
     outcomes: list[_Outcome] = []
     for (_, job, position), row in zip(batch.items, rows, strict=True):
-        if job.began is None or job.rows is None:
-            job.began = began
+        if job.rows is None:
             job.rows = np.empty((job.unanswered, len(row)), np.float32)
         job.rows[position] = row
         job.unanswered -= 1
         if job.unanswered == 0:
-            result = EncoderResult(job.rows, job.began - job.accepted, ended - job.began)
+            began = job.began or ended
+            job.ended = ended
+            result = EncoderResult(job.rows, began - job.accepted, ended - began)
             outcomes.append((job, result))
     return outcomes
 

@@ -1,5 +1,6 @@
 """What is known about one call while it runs. Servicers fill it in; the interceptor counts and logs it when it ends."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -31,6 +32,8 @@ class Call:
     method: str
     metrics: Metrics
     request_id: str
+    draining: asyncio.Event
+    """Set when the server wants calls to come to an end."""
     timer: Timer = field(default_factory=Timer)
     """Runs since the call arrived."""
     model: str = ""
@@ -63,8 +66,13 @@ class Call:
         self.prompt_tokens += prompt_tokens
         self.metrics.prompt_tokens.labels(model, version, self.method).inc(prompt_tokens)
 
+    def generated(self, tokens: int) -> None:
+        """So many more tokens go out."""
+        self.generated_tokens += tokens
+        self.metrics.generated_tokens.labels(*self.labels).inc(tokens)
+
     def worked(self, model: str, version: str, queue_seconds: float, inference_seconds: float) -> None:
-        """An engine is done with a request."""
+        """An engine is done with a request, or its caller has left and it came so far."""
         self.queue_seconds += queue_seconds
         self.inference_seconds += inference_seconds
         self.metrics.queue_duration.labels(model, version, self.method).observe(queue_seconds)

@@ -10,9 +10,10 @@ from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
 from polyhead.server.rpc.call import Timer, current
 from polyhead.server.rpc.inputs import input_tokens
+from polyhead.server.rpc.workers import Workers
 from polyhead.v1 import inference_pb2
 
-Row = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,21 @@ class Encoded:
 
 
 async def encode(
-    request: inference_pb2.ClassifyRequest | inference_pb2.EmbedRequest, model: LiveModel, max_inputs: int
+    request: inference_pb2.ClassifyRequest | inference_pb2.EmbedRequest,
+    model: LiveModel,
+    max_inputs: int,
+    workers: Workers,
 ) -> Encoded:
     """Tokenize and run all inputs of a request. Raises InvalidInput, Overloaded, Unavailable."""
     timer = Timer()
-    rows = await input_tokens(request.inputs, model, truncate=request.truncate, max_inputs=max_inputs)
+    rows = await input_tokens(request.inputs, model, workers, truncate=request.truncate, max_inputs=max_inputs)
     tokenize_seconds, prompt_tokens = timer.seconds(), sum(map(len, rows))
-    result = await model.encoder.run(rows)
-    call = current.get()
+    call, answer = current.get(), model.encoder.submit(rows)
     call.accepted(model.name, model.version, prompt_tokens)
-    call.worked(model.name, model.version, result.queue_seconds, result.inference_seconds)
+    try:
+        result = await answer.result()
+    finally:
+        call.worked(model.name, model.version, *answer.seconds())
     return Encoded(result, prompt_tokens, tokenize_seconds, timer)
 
 
@@ -62,7 +68,17 @@ def label_count(request: inference_pb2.ClassifyRequest, model: LiveModel) -> int
     return min(request.top_k, labels)
 
 
-def classification(row: Row, labels: list[str], count: int) -> inference_pb2.Classification:
+def classifications(rows: Floats, labels: list[str], count: int) -> list[inference_pb2.Classification]:
+    """Of each row of (inputs, labels)."""
+    return [classification(row, labels, count) for row in rows]
+
+
+def embeddings(rows: Floats) -> list[inference_pb2.Embedding]:
+    """Of each row of (inputs, embedding)."""
+    return [inference_pb2.Embedding(values=row.tolist()) for row in rows]
+
+
+def classification(row: Floats, labels: list[str], count: int) -> inference_pb2.Classification:
     """The `count` likeliest labels, best first; equal ones in the model's order. row: (labels,)."""
     best = np.argsort(-row, kind="stable")[:count]
     scores = row[best].tolist()
@@ -72,8 +88,3 @@ def classification(row: Row, labels: list[str], count: int) -> inference_pb2.Cla
             for index, score in zip(best.tolist(), scores, strict=True)
         ]
     )
-
-
-def embedding(row: Row) -> inference_pb2.Embedding:
-    """row: (embedding,)."""
-    return inference_pb2.Embedding(values=row.tolist())

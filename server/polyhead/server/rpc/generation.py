@@ -14,7 +14,8 @@ from polyhead.server.engine.sequence import (
 )
 from polyhead.server.loader import LiveModel
 from polyhead.server.rpc import parameters
-from polyhead.server.rpc.call import Call
+from polyhead.server.rpc.call import Call, Timer
+from polyhead.server.rpc.workers import Workers
 from polyhead.v1 import inference_pb2
 
 FINISH_REASONS = {
@@ -25,9 +26,13 @@ FINISH_REASONS = {
 
 
 async def generation_request(
-    request: inference_pb2.GenerateRequest, prompt: tuple[int, ...], model: LiveModel, default_max_tokens: int
+    request: inference_pb2.GenerateRequest,
+    prompt: tuple[int, ...],
+    model: LiveModel,
+    default_max_tokens: int,
+    workers: Workers,
 ) -> GenerationRequest:
-    """Decide every value that the message leaves open. Raises InvalidInput."""
+    """Decide every value that the message leaves open. Raises InvalidInput, Overloaded."""
     room, size = model.max_tokens - len(prompt), model.manifest.limits.vocabulary_size
     return GenerationRequest(
         prompt,
@@ -36,7 +41,7 @@ async def generation_request(
         logprobs=parameters.alternatives(request, "logprobs", size),
         prompt_logprobs=parameters.alternatives(request, "prompt_logprobs", size),
         samples=parameters.sample_count(request, model.generator.slots),
-        grammar=await parameters.grammar(request, model),
+        grammar=await parameters.grammar(request, model, workers),
         prompt_lookup=request.prompt_lookup,
         priority=parameters.priority(request),
     )
@@ -51,21 +56,28 @@ async def generate(
 ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
     """Submit, and give a message for each piece; the answer ends with this iterator, whoever ends it."""
     submitted = call.timer.seconds()
+    age = Timer()
     answer = model.generator.submit(request)
     call.accepted(model.name, model.version, len(request.prompt))
     first: dict[str, Message | int] = {"header": header, "seed": request.sampling.seed}
+    reported = False  # a request counts once, however many samples it has
     try:
         async for piece in answer:
-            call.generated_tokens += len(piece.token_ids)
+            call.generated(len(piece.token_ids))
             response = message(piece, **first)
             first = {}
             if piece.times and piece.counts:
-                if piece.sample_index == 0:  # a request counts once, however many samples it has
+                if piece.sample_index == 0:
+                    reported = True
                     call.worked(model.name, model.version, piece.times.queue, piece.times.inference)
                 response.usage.CopyFrom(usage(len(request.prompt), piece.counts))
                 response.timing.CopyFrom(timing(piece.times, submitted, tokenize_seconds, call.timer.seconds()))
             yield response
     finally:
+        if not reported:
+            so_far = answer.times_so_far()
+            queue, inference = (so_far.queue, so_far.inference) if so_far else (age.seconds(), 0.0)
+            call.worked(model.name, model.version, queue, inference)
         answer.cancel()
 
 

@@ -1,49 +1,36 @@
 """Texts and token ids of a request → checked token ids."""
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from collections.abc import Sequence
 
 from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
+from polyhead.server.rpc.workers import LONG_TEXT_CHARACTERS, Workers
 from polyhead.server.tokenizer import Tokenizer, TokenSpan
 from polyhead.v1 import inference_pb2
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
-LONG_TEXT_CHARACTERS = 4000
-"""More than this is turned into tokens on a thread of its own: it would keep other calls waiting for milliseconds."""
-
-
-async def run_by_size(characters: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do short work here and long work on another thread; `tokenizers` lets go of the interpreter while it works."""
-    if characters > LONG_TEXT_CHARACTERS:
-        return await asyncio.to_thread(work, *args, **kwargs)
-    return work(*args, **kwargs)
-
-
-async def prompt_tokens(prompt: inference_pb2.Input, model: LiveModel) -> tuple[int, ...]:
+async def prompt_tokens(prompt: inference_pb2.Input, model: LiveModel, workers: Workers) -> tuple[int, ...]:
     """Of Generate: at least one token, at most what leaves room for an answer. An empty prompt is the begin token."""
-    tokenizer = model.tokenizer
-    if prompt.WhichOneof("input") == "token_ids":
-        tokens = checked_ids("prompt", prompt.token_ids.ids, model)
-    else:
-        tokens = await run_by_size(len(prompt.text), tokenizer.encode, prompt.text)
-    if not tokens:
-        if tokenizer.bos_token_id is None:
-            raise InvalidInput("prompt", "must have at least 1 token, as the model has no begin token; got none")
-        tokens = [tokenizer.bos_token_id]
+    tokenizer, as_ids = model.tokenizer, prompt.WhichOneof("input") == "token_ids"
+    tokens: Sequence[int] = prompt.token_ids.ids
+    if not as_ids:
+        tokens = await workers.read(len(prompt.text), tokenizer.encode, prompt.text)
     longest = model.max_tokens - 1
     if len(tokens) > longest:
         raise InvalidInput(
             "prompt", f"must have at most {longest} tokens to leave room for an answer, got {len(tokens)}"
         )
+    if as_ids:
+        tokens = checked_ids("prompt", tokens, model)
+    if not tokens:
+        if tokenizer.bos_token_id is None:
+            raise InvalidInput("prompt", "must have at least 1 token, as the model has no begin token; got none")
+        tokens = [tokenizer.bos_token_id]
     return tuple(tokens)
 
 
 async def input_tokens(
-    inputs: Sequence[inference_pb2.Input], model: LiveModel, *, truncate: bool, max_inputs: int
+    inputs: Sequence[inference_pb2.Input], model: LiveModel, workers: Workers, *, truncate: bool, max_inputs: int
 ) -> list[list[int]]:
     """Of Classify and Embed: 1 to `max_inputs` inputs of 1 to the model's longest length each, as lists of token ids."""
     check_count("inputs", len(inputs), max_inputs)
@@ -51,7 +38,7 @@ async def input_tokens(
     for index, text in texts.items():
         if not text:
             raise InvalidInput(f"inputs[{index}]", "must not be empty")
-    encoded = await run_by_size(
+    encoded = await workers.read(
         sum(map(len, texts.values())), encode_texts, model.tokenizer, list(texts.values()), model.max_tokens, truncate
     )
     rows = dict(zip(texts, encoded, strict=True))
@@ -63,14 +50,12 @@ def checked_row(
 ) -> list[int]:
     """`tokens` is None where the caller gave ids."""
     field, longest = f"inputs[{index}]", model.max_tokens
-    if tokens is None:
-        tokens = checked_ids(field, item.token_ids.ids, model)
-        tokens = tokens[:longest] if truncate else tokens
-    if not tokens:
+    row: Sequence[int] = item.token_ids.ids if tokens is None else tokens
+    if not row:
         raise InvalidInput(field, "must have at least 1 token, got none")
-    if len(tokens) > longest:
-        raise InvalidInput(field, f"must have at most {longest} tokens unless truncate is set, got {len(tokens)}")
-    return tokens
+    if len(row) > longest and not truncate:
+        raise InvalidInput(field, f"must have at most {longest} tokens unless truncate is set, got {len(row)}")
+    return checked_ids(field, row[:longest], model) if tokens is None else tokens
 
 
 def checked_ids(field: str, ids: Sequence[int], model: LiveModel) -> list[int]:
@@ -84,14 +69,14 @@ def checked_ids(field: str, ids: Sequence[int], model: LiveModel) -> list[int]:
 
 
 async def tokenize(
-    texts: Sequence[str], tokenizer: Tokenizer, add_special_tokens: bool
+    texts: Sequence[str], tokenizer: Tokenizer, add_special_tokens: bool, workers: Workers
 ) -> list[inference_pb2.Tokenization]:
     """Every text's tokens and where they stand in it."""
 
     def work() -> list[inference_pb2.Tokenization]:
         return [tokenization(tokenizer.spans(text, add_special_tokens)) for text in texts]
 
-    return await run_by_size(sum(map(len, texts)), work)
+    return await workers.read(sum(map(len, texts)), work)
 
 
 def tokenization(spans: Sequence[TokenSpan]) -> inference_pb2.Tokenization:

@@ -14,14 +14,17 @@ from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 from grpc_status import rpc_status
 
-from polyhead.server.errors import InvalidInput, Overloaded, PolyheadError, Unavailable
+from polyhead.server.errors import InvalidInput, ModelNotFound, Overloaded, PolyheadError, Unavailable
 from polyhead.server.metrics import Metrics
 from polyhead.server.rpc.call import Call, checked_request_id, current, new_request_id
-from polyhead.server.rpc.status import status_of
+from polyhead.server.rpc.status import shorten, status_of
 
 OURS = "/polyhead.v1."
 DEADLINE_SLACK_SECONDS = 0.1
 """The caller's own timer may cancel this long before the server's, which started when the call arrived."""
+
+FULL_RETRY_SECONDS = 1.0
+"""What a caller is told to wait when too many calls run."""
 
 KINDS = {
     (False, False): "unary_unary",
@@ -30,6 +33,8 @@ KINDS = {
     (True, True): "stream_stream",
 }
 """By request and response streaming, as grpc names its handlers."""
+
+CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -41,21 +46,25 @@ log = structlog.get_logger()
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Gives each call its Call, its status and its place in metrics and log. Refuses new calls once it drains."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, max_calls: int) -> None:
+        """`max_calls`: calls that may run at the same time; more are rejected."""
         self._metrics = metrics
+        self._max_calls = max_calls
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._draining = self._cutting = False
+        self._draining = asyncio.Event()
+        self._cutting = False
 
     async def drain(self) -> None:
-        """Refuse new calls; return when none runs."""
-        self._draining = True
+        """Refuse new calls and ask bulk streams to end; return when no call runs."""
+        self._draining.set()
         await self._idle.wait()
 
     def cut(self) -> None:
         """From here on it is the server that ends calls, not their callers."""
-        self._draining = self._cutting = True
+        self._cutting = True
+        self._draining.set()
 
     async def intercept_service(
         self,
@@ -85,7 +94,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return make(run, deserialize, handler.response_serializer)  # type: ignore[no-any-return]
 
     async def _run(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
-        call = Call(method, self._metrics, new_request_id())
+        call = Call(method, self._metrics, new_request_id(), self._draining)
         current.set(call)
         self._running += 1
         self._idle.clear()
@@ -113,8 +122,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         for key, value in context.invocation_metadata() or ():
             if key == "x-request-id":
                 call.request_id = checked_request_id(key, str(value))
-        if self._draining:
+        if self._draining.is_set():
             raise Unavailable("the server is draining")
+        if self._running > self._max_calls:
+            limit = f"{self._max_calls} calls run, which is the limit"
+            raise Overloaded(f"the server is full: {limit}", FULL_RETRY_SECONDS)
 
 
 def forgiving(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -146,7 +158,8 @@ async def abort(call: Call, error: Exception, context: Context) -> None:
         reason = "overloaded" if isinstance(error, Overloaded) else "unavailable"
         call.metrics.rejected.labels(*call.labels, reason).inc()
     finish(call, status.code, error)
-    await context.abort_with_status(rpc_status.to_status(status))
+    details = rpc_status.to_status(status).trailing_metadata
+    await context.abort(CODES[status.code], status.message, (*details, ("x-request-id", call.request_id)))
 
 
 def finish_cancelled(call: Call, context: Context, *, cut: bool) -> None:
@@ -165,10 +178,7 @@ def finish(call: Call, code: int, error: Exception | None = None) -> None:
     name, seconds = Code.Name(code), call.timer.seconds()
     call.metrics.requests.labels(*call.labels, name).inc()
     call.metrics.request_duration.labels(*call.labels).observe(seconds)
-    if call.generated_tokens:
-        call.metrics.generated_tokens.labels(*call.labels).inc(call.generated_tokens)
-    unknown = code == Code.INTERNAL
-    (log.error if unknown else log.info)(
+    (log.error if code == Code.INTERNAL else log.info)(
         "call",
         request_id=call.request_id,
         method=call.method,
@@ -181,6 +191,18 @@ def finish(call: Call, code: int, error: Exception | None = None) -> None:
         queue_seconds=round(call.queue_seconds, 6),
         inference_seconds=round(call.inference_seconds, 6),
         seconds=round(seconds, 6),
-        **({"error": str(error)} if isinstance(error, PolyheadError) else {}),
-        **({"exc_info": error} if unknown else {}),
+        **(told(error) if error else {}),
     )
+
+
+def told(error: Exception) -> dict[str, object]:
+    """What the log says of an error. Texts that quote the request stay out: a field is named but not its value, and of a
+    model that is not there the code says it all."""
+    match error:
+        case InvalidInput():
+            return {"field": error.field}
+        case ModelNotFound():
+            return {}
+        case PolyheadError():
+            return {"reason": shorten(str(error))}
+    return {"exc_info": error}

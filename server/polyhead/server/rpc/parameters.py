@@ -1,6 +1,5 @@
 """Generate's parameters: message → the plain values of a GenerationRequest, every one checked and decided."""
 
-import asyncio
 import secrets
 from collections.abc import Sequence
 
@@ -9,6 +8,7 @@ from polyhead.server.engine.sequence import Sampling, Stopping
 from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
 from polyhead.server.ranges import LOGIT_BIAS, SAMPLING
+from polyhead.server.rpc.workers import Workers
 from polyhead.v1 import bundle_pb2, inference_pb2
 
 MAX_STOP_STRINGS = 16
@@ -108,8 +108,8 @@ def priority(request: inference_pb2.GenerateRequest) -> int:
     return request.priority
 
 
-async def grammar(request: inference_pb2.GenerateRequest, model: LiveModel) -> Grammar | None:
-    """The compiled constraint, if there is one. Compiling may take a second, so it has a thread of its own."""
+async def grammar(request: inference_pb2.GenerateRequest, model: LiveModel, workers: Workers) -> Grammar | None:
+    """The compiled constraint, if there is one. Compiling may take a second. Raises InvalidInput, Overloaded."""
     if not request.HasField("constraint"):
         return None
     constraint = checked_constraint(request.constraint)
@@ -118,7 +118,7 @@ async def grammar(request: inference_pb2.GenerateRequest, model: LiveModel) -> G
     if request.stopping.min_tokens:
         raise InvalidInput("stopping.min_tokens", "must not be set together with constraint, which says when to end")
     assert model.grammars is not None, "a model that generates has a compiler"
-    return await asyncio.to_thread(model.grammars.compile, constraint)
+    return await workers.run(model.grammars.compile, constraint)
 
 
 def checked_constraint(given: inference_pb2.Constraint) -> Constraint:

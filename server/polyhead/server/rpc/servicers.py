@@ -11,9 +11,10 @@ from polyhead.server.loader import LiveModel
 from polyhead.server.repository import Entry, Repository, State
 from polyhead.server.rpc import bulk
 from polyhead.server.rpc.call import Timer, current
-from polyhead.server.rpc.encoding import classification, embedding, encode, label_count
+from polyhead.server.rpc.encoding import classifications, embeddings, encode, label_count
 from polyhead.server.rpc.generation import generate, generation_request
 from polyhead.server.rpc.inputs import check_count, prompt_tokens, tokenize
+from polyhead.server.rpc.workers import Workers
 from polyhead.v1 import bundle_pb2, inference_pb2, model_pb2
 from polyhead.v1.inference_pb2_grpc import InferenceServiceServicer
 from polyhead.v1.model_pb2_grpc import ModelServiceServicer
@@ -37,18 +38,19 @@ class AnyRequest(Protocol):
 class InferenceServicer(InferenceServiceServicer):
     """`polyhead.v1.InferenceService` over the models of a repository."""
 
-    def __init__(self, repository: Repository, settings: Settings) -> None:
+    def __init__(self, repository: Repository, settings: Settings, workers: Workers) -> None:
         self._repository = repository
         self._settings = settings
+        self._workers = workers
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Any
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         model, header = self._find(request, bundle_pb2.TASK_GENERATE)
         timer = Timer()
-        prompt = await prompt_tokens(request.prompt, model)
+        prompt = await prompt_tokens(request.prompt, model, self._workers)
         tokenize_seconds = timer.seconds()
-        work = await generation_request(request, prompt, model, self._settings.default_max_tokens)
+        work = await generation_request(request, prompt, model, self._settings.default_max_tokens, self._workers)
         async with aclosing(generate(current.get(), model, header, work, tokenize_seconds)) as responses:
             async for response in responses:
                 yield response
@@ -63,7 +65,7 @@ class InferenceServicer(InferenceServiceServicer):
         self, request_iterator: AsyncIterator[inference_pb2.StreamClassifyRequest], context: Any
     ) -> AsyncGenerator[inference_pb2.StreamClassifyResponse, None]:
         requests = (message.request async for message in request_iterator)
-        async with aclosing(bulk.in_order(requests, self._classify)) as responses:
+        async with aclosing(bulk.in_order(requests, self._classify, current.get().draining)) as responses:
             async for response in responses:
                 yield inference_pb2.StreamClassifyResponse(response=response)
 
@@ -71,7 +73,7 @@ class InferenceServicer(InferenceServiceServicer):
         self, request_iterator: AsyncIterator[inference_pb2.StreamEmbedRequest], context: Any
     ) -> AsyncGenerator[inference_pb2.StreamEmbedResponse, None]:
         requests = (message.request async for message in request_iterator)
-        async with aclosing(bulk.in_order(requests, self._embed)) as responses:
+        async with aclosing(bulk.in_order(requests, self._embed, current.get().draining)) as responses:
             async for response in responses:
                 yield inference_pb2.StreamEmbedResponse(response=response)
 
@@ -80,7 +82,7 @@ class InferenceServicer(InferenceServiceServicer):
         model, header = self._find(request, None)
         check_count("texts", len(request.texts), self._settings.max_inputs)
         special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-        results = await tokenize(request.texts, model.tokenizer, special)
+        results = await tokenize(request.texts, model.tokenizer, special, self._workers)
         tokens = sum(len(result.tokens) for result in results)
         current.get().accepted(model.name, model.version, tokens)
         return inference_pb2.TokenizeResponse(
@@ -93,18 +95,20 @@ class InferenceServicer(InferenceServiceServicer):
     async def _classify(self, request: inference_pb2.ClassifyRequest) -> inference_pb2.ClassifyResponse:
         model, header = self._find(request, bundle_pb2.TASK_CLASSIFY)
         count, labels = label_count(request, model), list(model.manifest.labels)
-        encoded = await encode(request, model, self._settings.max_inputs)
-        results = [classification(row, labels, count) for row in encoded.result.rows]
+        encoded = await encode(request, model, self._settings.max_inputs, self._workers)
+        rows = encoded.result.rows
+        results = await self._workers.write(len(rows) * count, classifications, rows, labels, count)
         return inference_pb2.ClassifyResponse(
             header=header, results=results, usage=encoded.usage(), timing=encoded.timing()
         )
 
     async def _embed(self, request: inference_pb2.EmbedRequest) -> inference_pb2.EmbedResponse:
         model, header = self._find(request, bundle_pb2.TASK_EMBED)
-        encoded = await encode(request, model, self._settings.max_inputs)
-        embeddings = [embedding(row) for row in encoded.result.rows]
+        encoded = await encode(request, model, self._settings.max_inputs, self._workers)
+        rows = encoded.result.rows
+        vectors = await self._workers.write(rows.size, embeddings, rows)
         return inference_pb2.EmbedResponse(
-            header=header, embeddings=embeddings, usage=encoded.usage(), timing=encoded.timing()
+            header=header, embeddings=vectors, usage=encoded.usage(), timing=encoded.timing()
         )
 
     def _find(
@@ -131,7 +135,7 @@ class ModelServicer(ModelServiceServicer):
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Any) -> model_pb2.GetModelResponse:
         if not request.name:
             raise InvalidInput("name", "must not be empty")
-        entry = self._repository.entry(request.name, request.version)
+        entry = self._repository.entry(request.name, request.version, field="version")
         model = model_message(entry)
         if entry.manifest:
             model.bundle.CopyFrom(entry.manifest)

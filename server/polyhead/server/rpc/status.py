@@ -4,11 +4,12 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
-from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from polyhead.server.errors import (
     InvalidInput,
+    ModelFailed,
     ModelNotFound,
     Overloaded,
     Unavailable,
@@ -19,21 +20,21 @@ CODES: dict[type[Exception], int] = {
     InvalidInput: Code.INVALID_ARGUMENT,
     ModelNotFound: Code.NOT_FOUND,
     WrongTask: Code.FAILED_PRECONDITION,
+    ModelFailed: Code.FAILED_PRECONDITION,
     Overloaded: Code.RESOURCE_EXHAUSTED,
     Unavailable: Code.UNAVAILABLE,
 }
 MAX_TEXT = 1000
-"""Characters of an error's text; longer ones would not fit into the headers that carry a status."""
+"""Bytes of an error's text. The trailers that carry a status hold 8 KiB, and it stands in them up to three times, once
+with three bytes for each that is not ASCII."""
 
 
 def status_of(error: Exception, request_id: str) -> Status:
-    """What the caller is told. Of an error that nobody foresaw: its request id and nothing else."""
-    code = CODES.get(type(error))
-    if code is None:
-        return Status(code=Code.INTERNAL, message=f"internal error; request id {request_id}")
-    status = Status(code=code, message=shorten(str(error)))
-    status.details.extend(packed(detail) for detail in details_of(error))
-    return status
+    """What the caller is told, always with the request's id. Of an error that nobody foresaw: nothing else."""
+    code = CODES.get(type(error), Code.INTERNAL)
+    text = f"internal error; request id {request_id}" if code == Code.INTERNAL else shorten(str(error))
+    details = [*details_of(error), RequestInfo(request_id=request_id)]
+    return Status(code=code, message=text, details=map(packed, details))
 
 
 def details_of(error: Exception) -> list[Message]:
@@ -58,4 +59,6 @@ def packed(message: Message) -> Any:
 
 
 def shorten(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+    """At most MAX_TEXT bytes."""
+    data = text.encode(errors="replace")
+    return text if len(data) <= MAX_TEXT else data[: MAX_TEXT - 3].decode(errors="ignore") + "…"

@@ -304,3 +304,55 @@ def test_a_loop_that_closed_meanwhile_harms_nobody(gated: Bench) -> None:
     gated.encoder.gate.set()
     assert asyncio.run(gated.engine.run([[2]])).rows.shape == (1, WIDTH)
     del abandoned
+
+
+async def test_the_queue_is_told_of_when_a_request_comes_and_when_it_leaves(bench: Bench) -> None:
+    first, second = await bench.submit([1]), await bench.submit([2])
+    assert bench.observer.queue == [1, 2]
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert bench.observer.queue == [1, 2, 1]
+    bench.engine.start()
+    await second
+
+
+async def test_an_answer_tells_its_times_before_it_is_over(gated: Bench) -> None:
+    answer = gated.engine.submit([[1]])
+    queue, inference = answer.seconds()
+    assert queue > 0
+    assert inference == 0
+    gated.engine.start()
+    await gated.until_running()
+    queue, inference = answer.seconds()
+    assert inference > 0
+    gated.encoder.gate.set()
+    result = await answer.result()
+    assert answer.seconds() == (result.queue_seconds, result.inference_seconds)
+    assert result.queue_seconds == queue
+
+
+class Broken(BaseException):
+    """What no engine can go on from."""
+
+
+async def test_an_engine_that_dies_tells_everyone_who_waits_and_everyone_who_comes(
+    gated: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        assert gated.encoder.gate.wait(10)
+        gated.encoder.entered.set()
+        raise Broken
+
+    monkeypatch.setattr(gated.encoder, "run", die)
+    runs, waits = await gated.submit([1]), await gated.submit([2] * 8)
+    assert gated.engine.alive
+    gated.engine.start()
+    gated.encoder.gate.set()
+    for task in (runs, waits):
+        with pytest.raises(Unavailable, match="the model's engine failed"):
+            await task
+    assert not gated.engine.alive
+    with pytest.raises(Unavailable, match="the model's engine failed"):
+        await gated.engine.run([[3]])
+    await gated.engine.drain()
+    assert gated.observer.queue[-1] == gated.observer.requests[-1] == 0

@@ -14,6 +14,7 @@ from polyhead.server.loader import LiveModel
 from polyhead.server.ranges import SAMPLING
 from polyhead.server.rpc.generation import generation_request, message
 from polyhead.server.rpc.parameters import sampling, stopping
+from polyhead.server.rpc.workers import Workers
 from polyhead.v1 import bundle_pb2
 from polyhead.v1 import inference_pb2 as pb
 from tests import bundles
@@ -133,18 +134,20 @@ def test_sixteen_stop_strings_of_256_characters_that_are_not_ascii_are_taken() -
 async def test_log_probabilities_are_sent_only_if_asked_for(
     generator: LiveModel, asked: int | None, taken: int | None
 ) -> None:
-    work = await generation_request(pb.GenerateRequest(logprobs=asked, prompt_logprobs=asked), (1,), generator, 5)
+    work = await generation_request(
+        pb.GenerateRequest(logprobs=asked, prompt_logprobs=asked), (1,), generator, 5, Workers(4)
+    )
     assert (work.logprobs, work.prompt_logprobs) == (taken, taken)
 
 
 async def test_the_room_for_an_answer_is_what_the_prompt_leaves_of_a_slot(generator: LiveModel) -> None:
     request = pb.GenerateRequest(stopping=pb.StoppingCriteria(max_tokens=4))
     capacity = bundles.GENERATOR_TOKENS
-    assert (await generation_request(request, (1,) * (capacity - 4), generator, 5)).stopping.max_tokens == 4
+    assert (await generation_request(request, (1,) * (capacity - 4), generator, 5, Workers(4))).stopping.max_tokens == 4
     with pytest.raises(
         InvalidInput, match=rf"1 to 3 \(a slot's {capacity} tokens minus the prompt's {capacity - 3}\), got 4"
     ):
-        await generation_request(request, (1,) * (capacity - 3), generator, 5)
+        await generation_request(request, (1,) * (capacity - 3), generator, 5, Workers(4))
 
 
 @pytest.mark.parametrize(
@@ -187,12 +190,14 @@ async def test_what_is_out_of_bounds_or_contradicts_itself_is_refused_by_name(
     generator: LiveModel, request_: pb.GenerateRequest, complaint: str
 ) -> None:
     with pytest.raises(InvalidInput, match=complaint):
-        await generation_request(request_, (1,), generator, 5)
+        await generation_request(request_, (1,), generator, 5, Workers(4))
 
 
 async def test_a_constraint_is_compiled_for_the_models_own_tokens(generator: LiveModel) -> None:
     choice = pb.Choice(choices=["cat", 'dog "d"'])
-    work = await generation_request(pb.GenerateRequest(constraint=pb.Constraint(choice=choice)), (1,), generator, 5)
+    work = await generation_request(
+        pb.GenerateRequest(constraint=pb.Constraint(choice=choice)), (1,), generator, 5, Workers(4)
+    )
     assert work.grammar is not None
     allowed = work.grammar.matcher().allowed()
     assert {generator.tokenizer.token(i)[0] for i in np.flatnonzero(allowed).tolist()} == {"c", "d"}

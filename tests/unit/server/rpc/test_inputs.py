@@ -1,16 +1,17 @@
 """Texts and token ids of a request → checked token ids."""
 
-import threading
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
-from polyhead.server.rpc.inputs import LONG_TEXT_CHARACTERS, cut, input_tokens, prompt_tokens, run_by_size, tokenize
+from polyhead.server.rpc.inputs import cut, input_tokens, prompt_tokens, tokenize
+from polyhead.server.rpc.workers import Workers
 from polyhead.v1 import inference_pb2 as pb
 from tests import bundles
+
+WORKERS = Workers(16)
 
 
 def ids(*values: int) -> pb.Input:
@@ -19,7 +20,7 @@ def ids(*values: int) -> pb.Input:
 
 @pytest.mark.parametrize("prompt", [pb.Input(), pb.Input(text=""), ids()])
 async def test_an_empty_prompt_becomes_the_begin_token(generator: LiveModel, prompt: pb.Input) -> None:
-    assert await prompt_tokens(prompt, generator) == (generator.tokenizer.bos_token_id,)
+    assert await prompt_tokens(prompt, generator, WORKERS) == (generator.tokenizer.bos_token_id,)
 
 
 async def test_an_empty_prompt_is_refused_where_there_is_no_begin_token(
@@ -27,31 +28,31 @@ async def test_an_empty_prompt_is_refused_where_there_is_no_begin_token(
 ) -> None:
     monkeypatch.setattr(generator.tokenizer, "bos_token_id", None)
     with pytest.raises(InvalidInput, match="prompt: must have at least 1 token, as the model has no begin token"):
-        await prompt_tokens(ids(), generator)
+        await prompt_tokens(ids(), generator, WORKERS)
 
 
 async def test_text_gets_its_special_tokens_and_ids_are_taken_as_they_are(generator: LiveModel) -> None:
-    text = await prompt_tokens(pb.Input(text="the cat"), generator)
+    text = await prompt_tokens(pb.Input(text="the cat"), generator, WORKERS)
     assert text[0] == generator.tokenizer.bos_token_id
-    assert await prompt_tokens(ids(*text[1:]), generator) == text[1:]
+    assert await prompt_tokens(ids(*text[1:]), generator, WORKERS) == text[1:]
 
 
 async def test_a_prompt_leaves_room_for_one_token(generator: LiveModel) -> None:
     longest = bundles.GENERATOR_TOKENS - 1
-    assert len(await prompt_tokens(ids(*[5] * longest), generator)) == longest
+    assert len(await prompt_tokens(ids(*[5] * longest), generator, WORKERS)) == longest
     with pytest.raises(InvalidInput, match=f"prompt: must have at most {longest} tokens .*, got {longest + 1}"):
-        await prompt_tokens(ids(*[5] * (longest + 1)), generator)
+        await prompt_tokens(ids(*[5] * (longest + 1)), generator, WORKERS)
 
 
 async def test_a_token_beyond_the_vocabulary_is_refused_by_its_place(generator: LiveModel) -> None:
     size = generator.manifest.limits.vocabulary_size
     with pytest.raises(InvalidInput, match=f"below the vocabulary size {size}, got {size}") as error:
-        await prompt_tokens(ids(0, size - 1, size), generator)
+        await prompt_tokens(ids(0, size - 1, size), generator, WORKERS)
     assert error.value.field == "prompt.token_ids.ids[2]"
 
 
 async def encode(model: LiveModel, *inputs: pb.Input, truncate: bool = False) -> list[list[int]]:
-    return await input_tokens(inputs, model, truncate=truncate, max_inputs=4)
+    return await input_tokens(inputs, model, WORKERS, truncate=truncate, max_inputs=4)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,9 @@ async def test_texts_and_ids_may_be_mixed_and_keep_their_order(embedder: LiveMod
 @pytest.mark.parametrize("count", [1, 4, 400])
 async def test_few_and_many_texts_become_the_same_tokens(embedder: LiveModel, count: int) -> None:
     texts = [f"the cat {n}" for n in range(count)]
-    rows = await input_tokens([pb.Input(text=text) for text in texts], embedder, truncate=False, max_inputs=count)
+    rows = await input_tokens(
+        [pb.Input(text=text) for text in texts], embedder, WORKERS, truncate=False, max_inputs=count
+    )
     assert rows == [embedder.tokenizer.encode(text) for text in texts]
 
 
@@ -111,14 +114,18 @@ def test_a_cut_input_is_never_too_long(before: list[int], bare: list[int], after
     assert len(cut([*before, *bare, *after], bare, longest)) <= longest
 
 
-async def test_long_work_leaves_the_event_loops_thread_and_short_work_stays() -> None:
-    assert await run_by_size(LONG_TEXT_CHARACTERS, threading.get_ident) == threading.get_ident()
-    assert await run_by_size(LONG_TEXT_CHARACTERS + 1, threading.get_ident) != threading.get_ident()
+async def test_lengths_are_looked_at_before_values(generator: LiveModel, embedder: LiveModel) -> None:
+    """Else a list of millions of ids would keep other calls waiting."""
+    many = ids(*[2**32 - 1] * 5000)
+    with pytest.raises(InvalidInput, match="prompt: must have at most"):
+        await prompt_tokens(many, generator, WORKERS)
+    with pytest.raises(InvalidInput, match=r"inputs\[0\]: must have at most"):
+        await encode(embedder, many)
 
 
 @given(st.text(max_size=30))
 async def test_without_special_tokens_the_spans_are_parts_of_the_text_in_order(embedder: LiveModel, text: str) -> None:
-    (result,) = await tokenize([text], embedder.tokenizer, add_special_tokens=False)
+    (result,) = await tokenize([text], embedder.tokenizer, False, WORKERS)
     starts = [token.start for token in result.tokens]
     assert starts == sorted(starts)
     assert all(0 <= token.start <= token.end <= len(text) for token in result.tokens)
