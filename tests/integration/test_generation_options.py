@@ -128,9 +128,9 @@ async def test_prompt_log_probabilities_are_those_of_generating_the_same_tokens(
 
 async def test_a_bad_word_never_appears(client: AsyncClient) -> None:
     plain = await client.generate(PROMPT, **GREEDY).result()
-    assert " sat" in plain.text
-    clean = await client.generate(PROMPT, bad_words=["sat"], **GREEDY).result()
-    assert "sat" not in clean.text
+    word = plain.text.split()[-1]
+    clean = await client.generate(PROMPT, bad_words=[word], **GREEDY).result()
+    assert word not in clean.text
     assert len(clean.token_ids) == len(plain.token_ids)
 
 
