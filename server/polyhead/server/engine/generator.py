@@ -157,10 +157,12 @@ class Generator:
             self._answers.clear()
             self._release_idle_waiters()
         self._publish()
-        self._stepper.close()
-        for sequence in self._scheduler.admitted:
-            self._release(sequence)
-        self._observer.queue_size(0)
+        try:
+            for sequence in self._scheduler.admitted:
+                self._release(sequence)
+            self._observer.queue_size(0)
+        finally:
+            self._stepper.close()
 
     def _release_idle_waiters(self) -> None:
         for waiter in self._idle_waiters:
