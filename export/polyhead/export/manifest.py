@@ -16,8 +16,9 @@ from polyhead.server.engine.batcher import padded_lengths
 from polyhead.server.manifest import SCHEMA_VERSION
 from polyhead.v1 import bundle_pb2
 
-PREFILL_CHUNK = 128
-"""Tokens; a longer chunk makes other rows wait longer for their next token, a shorter one uses the cores less well."""
+PREFILL_CHUNK = 32
+"""Tokens; a longer chunk makes other rows wait longer for their next token, a shorter one uses the cores less well. With
+135 M parameters in int8 one of 32 takes as long as a step of 16 rows, and 10 % more a token than one of 64."""
 
 TOKENIZER_FILE = "tokenizer.json"
 TASKS: Final = {

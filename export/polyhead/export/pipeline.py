@@ -31,6 +31,8 @@ from polyhead.v1 import bundle_pb2
 CARD_FILE = "MODEL.md"
 VERIFIED_ROWS = 8
 """Prompts that decode together while a decoder is verified."""
+VERIFIED_TOKENS = 512
+"""Tokens that each of them can have; more would take memory that a checkpoint's own size doesn't account for."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def export_checkpoint(
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     held_out = checkpoint / HELD_OUT_FILE
-    if eval_data is None and quantization != "none" and held_out.exists():
+    if eval_data is None and quantization != "none" and held_out.exists() and held_out.stat().st_size:
         eval_data = held_out
     text = None if eval_data is None else read_text(eval_data)
     return export_model(model, config, tokenizer_json, out, ExportOptions(version, quantization, text))
@@ -118,12 +120,16 @@ def measure(model: Model, bundle: Bundle, tokenizer_json: str, options: ExportOp
     """Open the graph as the server will and compare it with the model. Raises ExportError, ParityError, BundleError."""
     manifest, tolerance, text = bundle.manifest, TOLERANCES[options.quantization], options.evaluation_text
     if isinstance(model, GPT):
-        slots, capacity = VERIFIED_ROWS, manifest.limits.max_tokens
+        slots, capacity = VERIFIED_ROWS, min(VERIFIED_TOKENS, manifest.limits.max_tokens)
         with closing(Decoder(bundle.graph, manifest, slots=slots, capacity=capacity)) as decoder:
             bundle.check_signature(*decoder.signature)
             verification = verify_decoder(model, decoder, tolerance)
-            return Measurement(verification, decoder_quality(model, decoder, tokenizer_json, text) if text else {})
+            return Measurement(
+                verification, decoder_quality(model, decoder, tokenizer_json, text) if text is not None else {}
+            )
     with closing(Encoder(bundle.graph, manifest)) as encoder:
         bundle.check_signature(*encoder.signature)
         verification = verify_encoder(model, encoder, tolerance)
-        return Measurement(verification, encoder_quality(model, encoder, tokenizer_json, text) if text else {})
+        return Measurement(
+            verification, encoder_quality(model, encoder, tokenizer_json, text) if text is not None else {}
+        )

@@ -43,7 +43,7 @@ def decoder_quality(model: GPT, decoder: Decoder, tokenizer_json: str, text: str
 def spread_windows(tokens: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """(N, length): windows that don't overlap, spread evenly, at most EVALUATED_TOKENS in all; of a short text one."""
     if len(tokens) < 2:
-        raise ExportError(f"the text for evaluation must have at least 2 tokens, has {len(tokens)}")
+        raise ExportError(f"the text for evaluation (--eval-data) must have at least 2 tokens, has {len(tokens)}")
     length = min(length, len(tokens))
     available = len(tokens) // length
     count = min(available, max(1, EVALUATED_TOKENS // length))
@@ -75,7 +75,7 @@ def encoder_quality(model: Classifier | Embedder, encoder: Encoder, tokenizer_js
     the mean cosine between embeddings. Raises ExportError if no line has text."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ExportError("the text for evaluation must have a line that is not empty")
+        raise ExportError("the text for evaluation (--eval-data) must have a line that is not empty")
     tokenizer = _tokenizer(tokenizer_json)
     tokenizer.enable_truncation(model.config.max_tokens)
     spread = np.linspace(0, len(lines) - 1, min(len(lines), EVALUATED_INPUTS)).astype(int)

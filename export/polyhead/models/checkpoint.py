@@ -85,7 +85,7 @@ def save_checkpoint(
 
 def save_held_out(folder: Path, texts: Sequence[str]) -> None:
     """Write texts on lines of their own: every n-th, so that they make about HELD_OUT_CHARACTERS, and not more."""
-    every = max(1, sum(map(len, texts)) // HELD_OUT_CHARACTERS)
+    every = max(1, -(-sum(map(len, texts)) // HELD_OUT_CHARACTERS))
     (folder / HELD_OUT_FILE).write_text("\n".join(texts[::every])[:HELD_OUT_CHARACTERS], "utf-8")
 
 

@@ -34,7 +34,7 @@ def test_a_decoder_bundle_says_everything_that_the_manifest_has() -> None:
     assert manifest.parameters == sum(parameter.numel() for parameter in gpt().parameters())
     assert dict(manifest.quality) == {"validation_loss": 1.25}
     assert {"torch", "onnx", "onnxruntime", "python"} <= manifest.made_with.keys()
-    assert manifest.limits == bundle_pb2.Limits(max_tokens=40, vocabulary_size=len(WORDS), prefill_chunk=40)
+    assert manifest.limits == bundle_pb2.Limits(max_tokens=40, vocabulary_size=len(WORDS), prefill_chunk=32)
     assert manifest.cache == bundle_pb2.Cache(layers=1, kv_heads=1, head_size=16, type="float")
     assert manifest.tokenizer == bundle_pb2.Tokenizer(
         file="tokenizer.json", bos_token_id=1, eos_token_ids=[2, 3], pad_token_id=0

@@ -1,0 +1,85 @@
+"""Quantized graphs: near torch, and in int8 a row's bits don't depend on its neighbours'."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyhead.export.errors import ParityError
+from polyhead.export.parity import TOLERANCES
+from polyhead.export.quality import decoder_quality
+from polyhead.export.quantize import Quantization, quantize_graph
+from polyhead.export.to_onnx import export_decoder
+from polyhead.export.verify import answer, verify_decoder
+from polyhead.server.runtime.decoder import Decoder
+from polyhead.v1 import bundle_pb2
+from tests.parity.graphs import CAPACITY, CHUNK, VOCABULARY, gpt
+
+tokens = st.integers(0, VOCABULARY - 1)
+
+
+@cache
+def graph(quantization: Quantization) -> Path:
+    model = export_decoder(gpt())
+    quantize_graph(model, quantization)
+    path = Path(mkdtemp(prefix="polyhead-test-")) / "decoder.onnx"
+    ir.save(model, path, external_data="decoder.onnx.data")
+    return path
+
+
+@cache
+def decoder(quantization: Quantization) -> Decoder:
+    config = gpt().config
+    limits = bundle_pb2.Limits(max_tokens=CAPACITY, vocabulary_size=VOCABULARY, prefill_chunk=CHUNK)
+    slots = bundle_pb2.Cache(layers=config.layers, kv_heads=config.kv_heads, head_size=config.head_size, type="float")
+    manifest = bundle_pb2.Bundle(limits=limits, cache=slots)
+    return Decoder(graph(quantization), manifest, slots=8, capacity=CAPACITY)
+
+
+@pytest.mark.parametrize(("quantization", "above"), [("int8", 1e-2), ("int4", 5e-2)])
+def test_a_quantized_decoder_is_as_near_to_torch_as_its_bits_allow(quantization: Quantization, above: float) -> None:
+    verification = verify_decoder(gpt(), decoder(quantization), TOLERANCES[quantization])
+    errors = {check.name: check.error for check in verification.parity}
+    assert above < errors["logits"] <= TOLERANCES[quantization]
+    assert verification.traffic_independent or quantization == "int4"
+
+
+def test_a_quantized_graph_is_refused_where_fp32_was_promised() -> None:
+    with pytest.raises(ParityError, match=r"the worst tensor is .*; the first to differ is present\.key\.0"):
+        verify_decoder(gpt(), decoder("int8"), TOLERANCES["none"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(tokens, min_size=1, max_size=50), min_size=2, max_size=8))
+def test_in_int8_a_row_gets_the_same_bits_alone_as_among_others(prompts: list[list[int]]) -> None:
+    together = answer(decoder("int8"), prompts, steps=4)
+    for prompt, expected in zip(prompts, together, strict=True):
+        assert answer(decoder("int8"), [prompt], steps=4)[0].same_bits(expected)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_no_matrix_stays_in_fp32_and_the_tied_table_is_stored_once(quantization: Quantization) -> None:
+    weights = [weight.const_value for weight in ir.load(graph(quantization)).graph.initializers.values()]
+    matrices = [tensor for tensor in weights if tensor and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == 2]
+    assert {tensor.name for tensor in matrices if min(tensor.numpy().shape) > 16} <= {"cosine", "sine"}
+    tables = [tensor for tensor in weights if tensor and VOCABULARY in tensor.shape and tensor.dtype.itemsize == 1]
+    assert len(tables) == (1 if quantization == "int8" else 2)  # embeddings in int8, output layer in int4
+
+
+def test_perplexity_of_the_graph_is_that_of_torch_but_for_the_bits() -> None:
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    text = " ".join(f"w{i}" for i in np.random.default_rng(0).integers(0, VOCABULARY, 300))
+    figures = decoder_quality(gpt(), decoder("none"), library.to_str(), text)
+    assert figures["perplexity"] == pytest.approx(figures["perplexity_fp32"], rel=1e-5)
+    quantized = decoder_quality(gpt(), decoder("int8"), library.to_str(), text)
+    assert quantized["perplexity_fp32"] == figures["perplexity_fp32"]
+    assert quantized["perplexity"] == pytest.approx(figures["perplexity"], rel=0.2)
+    assert quantized["perplexity"] != figures["perplexity"]

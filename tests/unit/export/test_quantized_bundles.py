@@ -1,0 +1,86 @@
+"""`--quantize` and `--eval-data` from checkpoint to manifest."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import pytest
+
+from polyhead.export.__main__ import main
+from polyhead.export.errors import ExportError
+from polyhead.export.pipeline import export_checkpoint
+from polyhead.export.quality import EVALUATED_TOKENS, spread_windows
+from polyhead.export.quantize import Quantization
+from polyhead.models.checkpoint import HELD_OUT_FILE
+from polyhead.server.bundle import read_bundle
+from polyhead.v1 import bundle_pb2
+from tests.unit.export.exports import gpt_bundle, write_classifier_checkpoint, write_gpt_checkpoint
+
+
+@cache
+def quantized(quantization: Quantization) -> bundle_pb2.Bundle:
+    folder = Path(mkdtemp(prefix="polyhead-test-"))
+    checkpoint = write_gpt_checkpoint(folder / "checkpoint")
+    return read_bundle(export_checkpoint(checkpoint, folder / "models" / "tiny", None, quantization)).manifest
+
+
+def test_an_int8_bundle_says_so_and_promises_the_same_bits_in_any_traffic() -> None:
+    manifest = quantized("int8")
+    assert manifest.quantization == bundle_pb2.QUANTIZATION_INT8
+    assert manifest.traffic_independent
+    assert {check.tolerance for check in manifest.parity if check.name == "logits"} == {0.2}
+    assert all(check.error > 1e-4 for check in manifest.parity if check.name == "logits")
+
+
+def test_an_int4_bundle_promises_nothing_that_was_not_found() -> None:
+    manifest = quantized("int4")
+    assert manifest.quantization == bundle_pb2.QUANTIZATION_INT4
+    assert {check.tolerance for check in manifest.parity if check.name == "logits"} == {0.5}
+
+
+def test_what_training_measured_is_called_fp32_in_a_quantized_bundle() -> None:
+    assert dict(quantized("int8").quality) == {"validation_loss_fp32": 1.25}
+    assert dict(read_bundle(gpt_bundle()).manifest.quality) == {"validation_loss": 1.25}
+
+
+def test_int4_is_refused_for_a_classifier_and_leaves_nothing(tmp_path: Path) -> None:
+    checkpoint = write_classifier_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(ExportError, match="int4 is for models that generate; take int8"):
+        export_checkpoint(checkpoint, tmp_path / "models" / "moods", None, "int4")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_classifier_is_compared_on_the_lines_that_training_held_out(tmp_path: Path) -> None:
+    checkpoint = write_classifier_checkpoint(tmp_path / "checkpoint")
+    (checkpoint / HELD_OUT_FILE).write_text("w1\nw2\n\nw3\n", "utf-8")
+    manifest = read_bundle(export_checkpoint(checkpoint, tmp_path / "models" / "moods", None, "int8")).manifest
+    assert manifest.quality.keys() == {"agreement_with_fp32"}
+    assert 0 <= manifest.quality["agreement_with_fp32"] <= 1
+    assert manifest.traffic_independent
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(b"w1", "at least 2 tokens, has 1"), (b"\xff\xfe", "must be UTF-8"), (None, "No such file")],
+)
+def test_evaluation_data_that_is_of_no_use_is_one_line_and_exit_code_1(
+    content: bytes | None, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, data = write_gpt_checkpoint(tmp_path / "checkpoint"), tmp_path / "data.txt"
+    if content is not None:
+        data.write_bytes(content)
+    arguments = [str(checkpoint), "--out", str(tmp_path / "models" / "x"), "--eval-data", str(data)]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+def test_windows_do_not_overlap_and_spread_over_the_whole_text() -> None:
+    tokens = np.arange(10 * EVALUATED_TOKENS)
+    windows = spread_windows(tokens, 256)
+    assert windows.size == EVALUATED_TOKENS
+    assert len(np.unique(windows)) == windows.size
+    assert windows.max() > 0.9 * len(tokens)
+    assert spread_windows(np.arange(5), 256).tolist() == [[0, 1, 2, 3, 4]]
