@@ -65,8 +65,8 @@ class ClassifierSettings(EncoderSettings):
 PRESETS = {
     # The language of short texts, in about a minute on two cores.
     "demo": ClassifierSettings(
-        vocabulary=4000, max_tokens=128, batch_size=128, layers=2, heads=4, width=128, hidden=256, dropout=0.1,
-        cut_share=0.1, drop_share=0.1, window=3,
+        vocabulary=8000, max_tokens=128, batch_size=128, layers=1, heads=4, width=128, hidden=256, dropout=0.1,
+        cut_share=0.0, drop_share=0.15, window=3,
         loop=LoopSettings(steps=2000, learning_rate=2e-3, final_learning_rate=0.0, eval_every=1000, weight_decay=0.05),
     ),
     # A few thousand labelled sentences of one language.
