@@ -87,7 +87,7 @@ PRESETS = {
     "demo": EmbedderSettings(
         vocabulary=8000, max_tokens=128, batch_size=256, layers=1, heads=4, width=128, hidden=256, dropout=0.0,
         cut_share=0.05, drop_share=0.0,
-        loop=LoopSettings(steps=800, learning_rate=2e-3, final_learning_rate=0.0, eval_every=400, weight_decay=0.05),
+        loop=LoopSettings(steps=400, learning_rate=2e-3, final_learning_rate=0.0, eval_every=200, weight_decay=0.05),
     ),
     # Pairs of sentences.
     "sentences": EmbedderSettings(
