@@ -45,3 +45,5 @@ def test_of_several_the_first_is_named_too_and_nan_is_the_worst() -> None:
 
 def test_what_is_within_its_own_tolerance_passes() -> None:
     require_parity([Difference("a", 0.0, 0.0), Difference("b", 0.1, 0.1)], "")
+    with pytest.raises(ParityError):
+        require_parity([Difference("a", 0.0, 0.0), Difference("b", 0.11, 0.1)], "")

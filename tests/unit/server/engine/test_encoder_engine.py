@@ -268,6 +268,8 @@ async def test_closing_fails_what_waits_and_lets_the_running_batch_end(gated: Be
 async def test_an_engine_that_never_started_can_be_drained_and_closed(bench: Bench) -> None:
     await bench.engine.drain()
     bench.engine.close()
+    with pytest.raises(Unavailable):
+        await bench.engine.run([[1]])
 
 
 async def test_bad_inputs_are_refused_before_they_queue(bench: Bench) -> None:
