@@ -34,7 +34,6 @@ def test_the_default_classifier_tells_33_languages_apart(language_classifier: Ch
 
 
 @pytest.mark.long
-@pytest.mark.xfail(strict=True, reason="0.8966 against 0.9087, see docs/decisions.md")
 def test_the_default_classifier_is_ahead_of_character_ngrams(language_classifier: CheckpointConfig) -> None:
     """A naive Bayes over the n-grams of the same training texts, measured on the same names."""
     assert language_classifier.quality["accuracy"] > language_classifier.quality["baseline_accuracy"]

@@ -45,7 +45,7 @@ def gpt() -> GPT:
 def classifier() -> Classifier:
     torch.manual_seed(0)
     model = Classifier(
-        ClassifierConfig(VOCABULARY, MAX_TOKENS, layers=2, heads=3, width=39, hidden=133, classes=5, window=3)
+        ClassifierConfig(VOCABULARY, MAX_TOKENS, layers=2, heads=3, width=39, hidden=133, classes=5, ngrams=3)
     )
     _spread(model)
     return model.eval()

@@ -1,11 +1,11 @@
 """A Transformer encoder (Vaswani et al. 2017, section 3) with a head that classifies or one that embeds sentences.
 
 Pre-norm (Xiong et al. 2020), GELU (Hendrycks and Gimpel 2016), learned positions (Devlin et al. 2018, BERT, section 3)
-and, where asked for, a window over neighbouring tokens before the first block (Collobert et al. 2011, section 3.2.1).
+and, where asked for, n-grams of tokens at the input (Bojanowski et al. 2017, section 3.2; Clark et al. 2022, section 3.2).
 Shapes: B batch, T length with padding on the right, C width, H heads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyhead.models.attention import fused_attention, merge_heads, padding_mask, split_heads
+
+HASH_FACTOR, LARGEST_HASH = 1_000_003, 2**31 - 1  # two primes whose product with an id stays far from 64 bits
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(query, key, value (B, T, H·D), lengths (B,)) -> (B, T, H·D); export puts a fused node in its place."""
@@ -30,12 +32,16 @@ class EncoderConfig:
     hidden: int = 512
     dropout: float = 0.1
     norm_epsilon: float = 1e-5
-    window: int = 0
-    """How many neighbouring tokens are seen together before the first block, an odd number; 0: each on its own."""
+    ngrams: int = 1
+    """The longest n-gram of tokens that has a vector of its own at the input; 1: each token on its own."""
+    ngram_buckets: int = 16_384
+    """Vectors that all n-grams of 2 and more tokens share by their hash."""
 
     def __post_init__(self) -> None:
-        if self.window < 0 or (self.window and self.window % 2 == 0):
-            raise ValueError(f"window must be an odd number of tokens, or 0 for none, not {self.window}")
+        if self.ngrams < 1:
+            raise ValueError(f"ngrams must be at least 1, a token on its own, not {self.ngrams}")
+        if not 1 <= self.ngram_buckets <= LARGEST_HASH:
+            raise ValueError(f"ngram_buckets must be from 1 to {LARGEST_HASH}, not {self.ngram_buckets}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must divide by the heads, {self.heads}")
 
@@ -67,26 +73,25 @@ class Block(nn.Module):
         return x
 
 
-class Window(nn.Module):
-    """What a token and its neighbours are together: an MLP over their vectors side by side, with zeros beyond the ends.
+class Ngrams(nn.Module):
+    """The sum of a vector for each n-gram of 2 to `config.ngrams` tokens that ends at a token, found by a hash of its ids.
 
-    N-grams of tokens are plain to see here; attention would have to learn first which tokens are neighbours.
+    N-grams overlap, so that words never seen are known by their parts; a token is seen whole or not at all. In training
+    each vector is left out with the model's dropout, as a whole, so that none is relied on alone.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.size = config.window
-        self.norm = nn.LayerNorm(config.width, config.norm_epsilon)
-        self.up = nn.Linear(config.window * config.width, config.hidden)
-        self.down = nn.Linear(config.hidden, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.longest, self.dropout = config.ngrams, config.dropout
+        self.embedding = nn.Embedding(config.ngram_buckets, config.width)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        T, reach = x.shape[1], self.size // 2
-        padding = torch.arange(T, device=x.device) >= lengths[:, None]  # (B, T)
-        y = F.pad(self.norm(x).masked_fill(padding.unsqueeze(-1), 0.0), (0, 0, reach, reach))  # (B, T + 2·reach, C)
-        together = torch.cat([y[:, i : i + T] for i in range(self.size)], dim=-1)  # (B, T, size·C)
-        return x + self.dropout(self.down(F.gelu(self.up(together))))  # type: ignore[no-any-return]
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, C). What stands before a text is id 0."""
+        total = torch.zeros(())
+        for hashes in ngram_hashes(input_ids, self.longest):
+            vectors = self.embedding(hashes % self.embedding.num_embeddings)
+            total = total + vectors * F.dropout(torch.ones_like(vectors[..., :1]), self.dropout, self.training)
+        return total
 
 
 class Encoder(nn.Module):
@@ -97,7 +102,7 @@ class Encoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary_size, config.width)
         self.position = nn.Embedding(config.max_tokens, config.width)
-        self.window = Window(config) if config.window else None
+        self.ngrams = Ngrams(config) if config.ngrams > 1 else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width, config.norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
@@ -112,9 +117,10 @@ class Encoder(nn.Module):
     def forward(self, input_ids: Tensor, lengths: Tensor, attend: Attend | None = None) -> Tensor:
         """input_ids (B, T), lengths (B,) of at least 1 -> (B, T, C); what stands at padding has no meaning."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        x = self.dropout(self.embedding(input_ids) + self.position(positions))
-        if self.window is not None:
-            x = self.window(x, lengths)
+        x = self.embedding(input_ids) + self.position(positions)
+        if self.ngrams is not None:
+            x = x + self.ngrams(input_ids)
+        x = self.dropout(x)
         for block in self.blocks:
             x = block(x, lengths, attend or self.attend)
         return self.norm(x)  # type: ignore[no-any-return]
@@ -161,6 +167,15 @@ def mean_pooling(x: Tensor, lengths: Tensor) -> Tensor:
     mask = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (B, T)
     weights = mask.to(x.dtype) / lengths[:, None].to(x.dtype)
     return (weights.unsqueeze(1) @ x).squeeze(1)
+
+
+def ngram_hashes(input_ids: Tensor, longest: int) -> Iterator[Tensor]:
+    """(B, T) -> for n = 2 to `longest` (B, T): at each token a number below LARGEST_HASH for the n-gram that ends there."""
+    hashes = input_ids
+    for reach in range(1, longest):
+        before = F.pad(input_ids, (reach, 0))[:, : input_ids.shape[1]]
+        hashes = (hashes * HASH_FACTOR + before + 1) % LARGEST_HASH  # 1: zeros before a text change the hash too
+        yield hashes
 
 
 def _initialize(module: nn.Module) -> None:

@@ -65,15 +65,15 @@ class ClassifierSettings(EncoderSettings):
 PRESETS = {
     # The language of short texts, in about a minute on two cores.
     "demo": ClassifierSettings(
-        vocabulary=8000, max_tokens=128, batch_size=128, layers=1, heads=4, width=128, hidden=256, dropout=0.1,
-        cut_share=0.0, drop_share=0.15, window=3,
-        loop=LoopSettings(steps=2000, learning_rate=2e-3, final_learning_rate=0.0, eval_every=1000, weight_decay=0.05),
+        vocabulary=0, max_tokens=512, batch_size=128, layers=1, heads=4, width=128, hidden=256, dropout=0.2,
+        cut_share=0.0, drop_share=0.0, ngrams=4,
+        loop=LoopSettings(steps=1200, learning_rate=2e-3, final_learning_rate=0.0, eval_every=600, weight_decay=0.05),
     ),
     # A few thousand labelled sentences of one language.
     "sentences": ClassifierSettings(
-        vocabulary=6000, max_tokens=128, batch_size=64, layers=2, heads=4, width=128, hidden=256, dropout=0.3,
-        cut_share=0.02, drop_share=0.1, window=3, label_smoothing=0.1,
-        loop=LoopSettings(steps=1200, learning_rate=1e-3, final_learning_rate=0.0, eval_every=100, weight_decay=0.1),
+        vocabulary=0, max_tokens=512, batch_size=64, layers=2, heads=4, width=128, hidden=256, dropout=0.3,
+        cut_share=0.0, drop_share=0.1, ngrams=5, label_smoothing=0.1,
+        loop=LoopSettings(steps=800, learning_rate=1e-3, final_learning_rate=0.0, eval_every=100, weight_decay=0.1),
     ),
 }  # fmt: skip
 

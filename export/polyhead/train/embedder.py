@@ -92,7 +92,7 @@ PRESETS = {
     # Pairs of sentences.
     "sentences": EmbedderSettings(
         vocabulary=12_000, max_tokens=128, batch_size=128, layers=4, heads=4, width=256, hidden=1024, dropout=0.1,
-        cut_share=0.02, drop_share=0.0, window=3, embedding_size=256,
+        cut_share=0.02, drop_share=0.0, embedding_size=256,
         loop=LoopSettings(steps=4000, learning_rate=5e-4, final_learning_rate=0.0, eval_every=500, weight_decay=0.05),
     ),
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """What the classifier and the embedder share: settings, tokenizer, and batches of texts.
 
-Texts are lower-cased and cut by byte-level BPE. In training each is also cut at random places first, so that the model
-sees a word in many pieces (subword regularization: Kudo 2018; BPE-dropout: Provilkov et al. 2019), and some tokens are
-dropped, so that it can't rely on any one (word dropout: Iyyer et al. 2015, section 3.1).
+Texts are lower-cased and cut by byte-level BPE, or into characters. In training each can also be cut at random places
+first, so that the model sees a word in many pieces (subword regularization: Kudo 2018; BPE-dropout: Provilkov et al.
+2019), and some tokens can be dropped, so that it can't rely on any one (word dropout: Iyyer et al. 2015, section 3.1).
 """
 
 import random
@@ -13,12 +13,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Regex, Tokenizer, normalizers
 from torch import Tensor
 
 from polyhead.models.encoder import EncoderConfig
 from polyhead.train.settings import LoopSettings, step_seed
-from polyhead.train.tokenizer import PAD, encode_plain, train_bpe
+from polyhead.train.tokenizer import PAD, character_tokenizer, encode_plain, train_bpe
 
 POOL = 16
 """Batches that are sorted by length together, so that texts of a batch need little padding."""
@@ -29,7 +29,7 @@ class EncoderSettings:
     """A training of an encoder. Raises ValueError naming field, limit and what was given."""
 
     vocabulary: int
-    """Largest size of the tokenizer's vocabulary."""
+    """Largest size of the tokenizer's vocabulary; 0: tokens are characters."""
     max_tokens: int
     """Longer texts are cut."""
     batch_size: int
@@ -43,8 +43,10 @@ class EncoderSettings:
     drop_share: float
     """Share of a training text's tokens that are left out."""
     loop: LoopSettings
-    window: int = 0
-    """Neighbouring tokens seen together before attention, an odd number; 0: each on its own."""
+    ngrams: int = 1
+    """The longest n-gram of tokens that has a vector of its own at the input; 1: each token on its own."""
+    ngram_buckets: int = 16_384
+    """Vectors that all n-grams share by their hash."""
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "batch_size", "layers", "heads", "width", "hidden"):
@@ -60,26 +62,33 @@ class EncoderSettings:
         return {name: value for name, value in asdict(self).items() if name != "loop"}
 
     def config(self, vocabulary_size: int) -> EncoderConfig:
-        names = ("max_tokens", "layers", "heads", "width", "hidden", "dropout", "window")
+        names = ("max_tokens", "layers", "heads", "width", "hidden", "dropout", "ngrams", "ngram_buckets")
         return EncoderConfig(vocabulary_size, **{name: getattr(self, name) for name in names})
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--vocabulary", type=int, metavar="SIZE", help="of the tokenizer")
+    group.add_argument("--vocabulary", type=int, metavar="SIZE", help="of the tokenizer (0: characters)")
     group.add_argument("--max-tokens", type=int, help="longest input")
     for name in ("layers", "heads", "width", "hidden"):
         group.add_argument(f"--{name}", type=int)
     group.add_argument("--dropout", type=float)
-    group.add_argument("--window", type=int, metavar="TOKENS", help="seen together before attention (0: none)")
+    group.add_argument("--ngrams", type=int, metavar="TOKENS", help="longest n-gram with a vector of its own (1: none)")
+    group.add_argument("--ngram-buckets", type=int, metavar="N", help="vectors that all n-grams share")
     group.add_argument("--cut-share", type=float, help="of places in a training text where it is cut into tokens anew")
     group.add_argument("--drop-share", type=float, help="of a training text's tokens that are left out")
 
 
 def text_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:
-    """Lower-cased byte-level BPE; a space before the text makes its first word like every other. Id 0 is padding."""
-    form = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), normalizers.Prepend(" ")])
-    return train_bpe(texts, vocabulary, [PAD], normalizer=form)
+    """Lower-cased byte-level BPE or, where the vocabulary is 0, lower-cased characters. Id 0 is padding.
+
+    A space before the text makes its first word like every other; one after it tells characters where the last word ends.
+    """
+    form = [normalizers.NFC(), normalizers.Lowercase(), normalizers.Prepend(" ")]
+    if vocabulary:
+        return train_bpe(texts, vocabulary, [PAD], normalizer=normalizers.Sequence(form))
+    end = normalizers.Replace(Regex(r"\z"), " ")
+    return character_tokenizer(texts, [PAD], normalizer=normalizers.Sequence([*form, end]))
 
 
 @dataclass(frozen=True)

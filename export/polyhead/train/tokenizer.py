@@ -45,13 +45,19 @@ def train_bpe(
 
 
 def character_tokenizer(
-    texts: Iterable[str], special_tokens: Sequence[str], begin: str | None = None, end: str | None = None
+    texts: Iterable[str],
+    special_tokens: Sequence[str],
+    begin: str | None = None,
+    end: str | None = None,
+    normalizer: normalizers.Normalizer | None = None,
 ) -> Tokenizer:
     """One token for each code point in the texts, and UNKNOWN, the last special token, for every other: BPE without merges."""
-    characters = sorted(set().union(*texts))
+    characters = sorted(set().union(*(normalizer.normalize_str(text) if normalizer else text for text in texts)))
     vocabulary = {token: id for id, token in enumerate([*special_tokens, UNKNOWN, *characters])}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token=UNKNOWN, cache_capacity=0))
     tokenizer.add_special_tokens([*special_tokens, UNKNOWN])
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     tokenizer.decoder = decoders.Fuse()
     _put_around(tokenizer, begin, end)
     return tokenizer

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from polyhead.models.attention import attention, merge_heads, split_heads
-from polyhead.models.encoder import Classifier, ClassifierConfig, Embedder, EmbedderConfig, mean_pooling
+from polyhead.models.encoder import Classifier, ClassifierConfig, Embedder, EmbedderConfig, mean_pooling, ngram_hashes
 
 SIZES = {"vocabulary_size": 50, "max_tokens": 16, "layers": 2, "heads": 2, "width": 16, "hidden": 32}
 
 
 def make_classifier() -> Classifier:
     torch.manual_seed(0)
-    return Classifier(ClassifierConfig(**SIZES, classes=3, window=3)).eval()
+    return Classifier(ClassifierConfig(**SIZES, classes=3, ngrams=3)).eval()
 
 
 def make_embedder() -> Embedder:
@@ -92,18 +92,18 @@ def test_a_width_that_heads_cannot_share_is_refused() -> None:
         replace(CLASSIFIER.config, heads=3)
 
 
-def test_a_window_sees_the_neighbours_within_its_reach_and_nothing_beyond_the_text() -> None:
-    window = make_classifier().encoder.window
-    assert window is not None
-    x, lengths = torch.randn(1, 6, 16), torch.tensor([5])
-    changed = x.clone()
-    changed[0, 3] += torch.randn(16)
-    changed[0, 5] += 1.0  # padding
-    same = (window(x, lengths) == window(changed, lengths)).all(-1)[0, :5]
-    assert same.tolist() == [True, True, False, False, False]
+def test_an_ngram_is_known_wherever_it_stands_and_nothing_of_it_is_seen_before_it_ends() -> None:
+    ngrams = make_classifier().encoder.ngrams
+    assert ngrams is not None
+    vectors = ngrams(torch.tensor([[7, 8, 9, 5, 7, 8, 9], [7, 8, 1, 0, 0, 0, 0]]))
+    assert torch.equal(vectors[0, 2], vectors[0, 6])  # 7 8 9 and its 8 9
+    assert torch.equal(vectors[0, :2], vectors[1, :2])
+    assert not torch.isclose(vectors[0, 2], vectors[1, 2]).any()
 
 
-@pytest.mark.parametrize("window", [2, -1])
-def test_a_window_without_a_middle_is_refused(window: int) -> None:
-    with pytest.raises(ValueError, match=f"window must be an odd number of tokens, or 0 for none, not {window}"):
-        replace(CLASSIFIER.config, window=window)
+@settings(deadline=None)
+@given(st.integers(1, 2**31 - 1), st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6))
+def test_ngrams_of_any_ids_are_found_within_the_buckets(buckets: int, ids: list[int]) -> None:
+    config = replace(CLASSIFIER.config, ngrams=4, ngram_buckets=buckets)
+    found = torch.stack(list(ngram_hashes(torch.tensor([ids]), config.ngrams))) % buckets
+    assert ((found >= 0) & (found < buckets)).all()

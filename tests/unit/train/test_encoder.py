@@ -98,7 +98,8 @@ def test_texts_of_a_batch_are_of_like_length() -> None:
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
         ({"cut_share": -0.1}, "cut_share must be at least 0 and below 1, not -0.1"),
         ({"drop_share": 1.0}, "drop_share must be at least 0 and below 1, not 1.0"),
-        ({"window": 2}, "window must be an odd number of tokens, or 0 for none, not 2"),
+        ({"ngrams": 0}, "ngrams must be at least 1, a token on its own, not 0"),
+        ({"ngram_buckets": 0}, "ngram_buckets must be from 1 to 2147483647, not 0"),
         ({"heads": 3}, "width 16 must divide by the heads, 3"),
     ],
 )

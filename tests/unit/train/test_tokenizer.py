@@ -56,6 +56,11 @@ def test_a_normalizer_travels_with_the_tokenizer() -> None:
     assert tokenizer.encode("DEF").ids == tokenizer.encode("def").ids
 
 
+def test_characters_can_be_normalized_too() -> None:
+    tokenizer = served(character_tokenizer(["DEF"], [PAD], normalizer=normalizers.Lowercase()))
+    assert tokenizer.encode("Def").tokens == ["d", "e", "f"]
+
+
 def test_merges_are_learned_and_the_same_each_time() -> None:
     assert 258 < BPE.get_vocab_size() <= 300
     assert len(BPE.encode("return").ids) < len("return")
