@@ -67,7 +67,7 @@ PRESETS = {
     "demo": ClassifierSettings(
         vocabulary=0, max_tokens=512, batch_size=128, layers=1, heads=4, width=128, hidden=256, dropout=0.2,
         cut_share=0.0, drop_share=0.0, ngrams=4,
-        loop=LoopSettings(steps=1200, learning_rate=2e-3, final_learning_rate=0.0, eval_every=600, weight_decay=0.05),
+        loop=LoopSettings(steps=1000, learning_rate=2e-3, final_learning_rate=0.0, eval_every=500, weight_decay=0.05),
     ),
     # A few thousand labelled sentences of one language.
     "sentences": ClassifierSettings(

@@ -72,7 +72,7 @@ PRESETS = {
     "demo": GPTSettings(
         tokenizer="bpe", vocabulary=2048, context=256, batch_size=4, layers=4, heads=4, kv_heads=2, width=128, dropout=0.0,
         evaluation_tokens=32_768, prompt="def",
-        loop=LoopSettings(steps=700, learning_rate=4e-3, warmup_steps=50, beta2=0.98, eval_every=350),
+        loop=LoopSettings(steps=500, learning_rate=4e-3, warmup_steps=50, beta2=0.98, eval_every=250),
     ),
     # nanoGPT's setting for a CPU: its size, context, batch and steps.
     "char-small": GPTSettings(
