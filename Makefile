@@ -18,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-v
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-long test-compose lint types imports protos protos-check coverage format clean
+.PHONY: help setup demo serve test test-long test-compose bench lint types imports protos protos-check coverage format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-long: $(CHECKS) ## the tests that take minutes, such as whole trainings
 
 test-compose: $(CHECKS) ## build the image and run docker-compose.yml for real; needs a Docker engine
 	COMPOSE_REQUIRED=1 $(PYTEST) -m compose
+
+bench: $(CHECKS) ## measure Polyhead beside llama.cpp, onnxruntime-genai and transformers; writes docs/benchmarks.md
+	$(BIN)/python tests/perf/compare.py
 
 lint: $(CHECKS) ## ruff: mistakes and format
 	$(BIN)/ruff check .

@@ -1,0 +1,268 @@
+"""Polyhead beside llama.cpp, onnxruntime-genai and transformers: the same decoder, the same prompts, in turns.
+
+    make bench                                           or: python tests/perf/compare.py [--rounds 3] [--only llama polyhead]
+
+A decoder in the shape of SmolLM-135M with random weights goes to every peer in its own format. In each round every
+contender runs once, alone on the machine, in a process of its own; ratios are taken within a round and their median is
+quoted, so that a machine that is slow for a while is slow for all. What is made is kept in `.bench/` for the next time
+(about 3 GB; llama.cpp compiles for some minutes). The tables and the picture go into docs/.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+WORK = ROOT / ".bench"
+PEERS = Path(__file__).parent / "peers"
+DOCUMENT, PICTURE = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "images" / "peers.png"
+POLYHEAD = Path(sys.executable).with_name("polyhead")
+THREADS = os.cpu_count() or 1
+PACKAGES = {
+    "llama": ("llama-cpp-python", "gguf", "safetensors", "numpy"),
+    "genai": ("onnxruntime-genai", "onnx", "onnx_ir", "transformers", "torch==2.13.0"),
+    "transformers": ("transformers", "torch==2.13.0"),
+}
+"""What each peer's own environment in `.bench/` has."""
+STREAMS, PROMPT, TOKENS = (1, 16), 128, 128
+
+Figures = dict[str, float]
+"""tokens_per_second and time_to_first_token of one run."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    family: str
+    """What --only picks: polyhead, llama, genai or transformers."""
+    run: Callable[[int], Figures]
+    """Takes the number of streams."""
+
+
+def main(options: argparse.Namespace) -> int:
+    prepare(options.only)
+    contenders = [one for one in all_contenders() if one.family in options.only]
+    results: dict[int, dict[str, list[Figures]]] = {}
+    for streams in options.streams:
+        rows = results[streams] = {one.name: [] for one in contenders}
+        for number in range(options.rounds):
+            for one in contenders:
+                figures = one.run(streams)
+                rows[one.name].append(figures)
+                print(f"{streams} streams, round {number + 1}: {one.name}: {line(figures)}", flush=True)
+    (WORK / "results.json").write_text(json.dumps(results))
+    text = "\n\n".join([machine(), *(table(streams, rows) for streams, rows in results.items())])
+    print(f"\n{text}")
+    if not options.dry:
+        write_into(DOCUMENT, "peers", text)
+        draw(results, PICTURE)
+    return 0
+
+
+# -- making what is compared
+
+
+def prepare(families: list[str]) -> None:
+    """Environments, the checkpoint, its bundles and its other formats, as far as they are missing."""
+    WORK.mkdir(exist_ok=True)
+    for family in families:
+        if family in PACKAGES:
+            make(WORK / family, partial(make_environment, family))
+    checkpoint = WORK / "checkpoint"
+    make(
+        checkpoint,
+        lambda: call(sys.executable, PEERS.parent / "make_checkpoint.py", "--shape=135m", "--out", checkpoint),
+    )
+    for kind in ("int8", "int4"):
+        model = WORK / f"models-{kind}" / "decoder"
+        text = ["--eval-data", ROOT / "README.md"]
+        make(model, partial(call, POLYHEAD, "export", checkpoint, "--out", model, "--quantize", kind, *text))
+    if set(families) & set(PACKAGES):
+        make(WORK / "llama", partial(make_environment, "llama"))  # it has what writes the formats
+        formats = WORK / "formats"
+        make(formats, lambda: call(python("llama"), PEERS / "formats.py", checkpoint, formats))
+    if "genai" in families:
+        make(WORK / "genai-int4", partial(build_genai, "int4"))
+
+
+def make(path: Path, recipe: Callable[[], object]) -> None:
+    """Call the recipe unless an earlier call is known to have succeeded."""
+    done = path.with_name(f"{path.name}.done")
+    if not done.exists():
+        print(f"making {path.relative_to(ROOT)}", flush=True)
+        recipe()
+        done.touch()
+
+
+def make_environment(family: str) -> None:
+    call(sys.executable, "-m", "venv", WORK / family)
+    call(python(family), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES[family])
+
+
+def build_genai(precision: str) -> None:
+    """By onnxruntime-genai's own builder, with its defaults for a CPU."""
+    builder = ["-m", "onnxruntime_genai.models.builder", "-e", "cpu", "-p", precision]
+    paths = ["-i", WORK / "formats" / "hf", "-o", WORK / f"genai-{precision}", "-c", WORK / "cache"]
+    call(python("genai"), *builder, *paths)
+
+
+def python(family: str) -> Path:
+    return WORK / family / "bin" / "python"
+
+
+def call(*command: object) -> str:
+    """Standard output. Raises CalledProcessError, after showing what was printed."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout, done.stderr, file=sys.stderr)
+        done.check_returncode()
+    return done.stdout
+
+
+# -- running
+
+
+def all_contenders() -> list[Contender]:
+    def peer(name: str, family: str, script: str, model: Path) -> Contender:
+        executable = sys.executable if family == "polyhead" else python(family)
+        return Contender(name, family, lambda streams: in_process(executable, PEERS / script, model, streams))
+
+    def engine(kind: str) -> Contender:
+        bundle = WORK / f"models-{kind}" / "decoder" / "1"
+        return peer(f"Polyhead {kind}, in process", "polyhead", "polyhead_peer.py", bundle)
+
+    return [
+        Contender("Polyhead int8, over gRPC", "polyhead", partial(over_grpc, WORK / "models-int8")),
+        engine("int8"),
+        engine("int4"),
+        peer("llama.cpp Q8_0", "llama", "llama_cpp_peer.py", WORK / "formats" / "q8_0.gguf"),
+        peer("llama.cpp Q4_0", "llama", "llama_cpp_peer.py", WORK / "formats" / "q4_0.gguf"),
+        peer("onnxruntime-genai int4", "genai", "genai_peer.py", WORK / "genai-int4"),
+        peer("transformers fp32", "transformers", "transformers_peer.py", WORK / "formats" / "hf"),
+    ]
+
+
+def in_process(executable: object, script: Path, model: Path, streams: int) -> Figures:
+    """What a peer's script reports in its last line."""
+    size = [f"--streams={streams}", f"--prompt={PROMPT}", f"--tokens={TOKENS}", f"--threads={THREADS}"]
+    figures: Figures = json.loads(call(executable, script, model, *size).splitlines()[-1])
+    return figures
+
+
+def over_grpc(models: Path, streams: int) -> Figures:
+    """The server, and `polyhead bench` beside it on the same cores."""
+    port = 50_951
+    options = ["--port", str(port), "--metrics-port", "9951", "--slots", str(streams)]
+    with (WORK / "server.log").open("w") as log:
+        command = [str(POLYHEAD), "serve", "--models", str(models), *options, "--slot-tokens", str(PROMPT + TOKENS)]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        target = ["--target", f"127.0.0.1:{port}"]
+        wait_until_ready(server, target)
+        load = ["--streams", str(streams), "--requests", str(streams), "--temperature", "0", "--json"]
+        report: dict[str, Any] = json.loads(call(POLYHEAD, "bench", "generate", *target, *load))
+    finally:
+        server.terminate()
+        server.wait(60)
+    first = report["latency"]["time_to_first_token_seconds"]
+    return {"tokens_per_second": report["per_second"]["generated_tokens"], "time_to_first_token": first["mean"]}
+
+
+def wait_until_ready(server: "subprocess.Popen[bytes]", target: list[str]) -> None:
+    deadline = time.monotonic() + 60
+    while subprocess.run([str(POLYHEAD), "health", *target], capture_output=True).returncode:
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the server is not ready; see {WORK / 'server.log'}")
+
+
+# -- saying what came of it
+
+
+def line(figures: Figures) -> str:
+    return f"{figures['tokens_per_second']:.0f} tokens/s, first token after {figures['time_to_first_token']:.2f} s"
+
+
+def table(streams: int, rows: dict[str, list[Figures]]) -> str:
+    """Markdown: medians over the rounds, and the median of each round's ratio to the first contender."""
+    lines = [
+        f"**{streams} {'stream' if streams == 1 else 'streams'}, {PROMPT} tokens in, {TOKENS} out**",
+        "",
+        "| | output tokens/s | times that of Polyhead int8 in process | time to first token, s |",
+        "|---|---|---|---|",
+    ]
+    reference = next((runs for name, runs in rows.items() if name == "Polyhead int8, in process"), None)
+    for name, runs in rows.items():
+        speed = median(run["tokens_per_second"] for run in runs)
+        first = median(run["time_to_first_token"] for run in runs)
+        pairs = zip(runs, reference or runs, strict=True)
+        ratio = median(run["tokens_per_second"] / other["tokens_per_second"] for run, other in pairs)
+        lines.append(f"| {name} | {speed:.0f} | {ratio:.2f} | {first:.2f} |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Where and with what it was measured."""
+    ours = ", ".join(f"{name} {version(name)}" for name in ("polyhead", "onnxruntime"))
+    peers = []
+    for family, packages in PACKAGES.items():
+        if python(family).exists():
+            show = f"from importlib.metadata import version; print('{packages[0]}', version('{packages[0]}'))"
+            peers.append(call(python(family), "-c", show).strip())
+    return f"{cpu_name()}, {THREADS} threads; Python {platform.python_version()}, {ours}, {', '.join(peers)}."
+
+
+def cpu_name() -> str:
+    for row in Path("/proc/cpuinfo").read_text().splitlines():
+        if row.startswith("model name"):
+            return row.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def write_into(document: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
+    before, rest = document.read_text().split(f"<!-- {name} -->\n")
+    _, after = rest.split(f"<!-- /{name} -->")
+    document.write_text(f"{before}<!-- {name} -->\n\n{text}\n\n<!-- /{name} -->{after}")
+
+
+def draw(results: dict[int, dict[str, list[Figures]]], path: Path) -> None:
+    """Bars of output tokens/s, with each round as a dot."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 3.6), layout="constrained", squeeze=False)
+    for axis, (streams, rows) in zip(axes[0], results.items(), strict=True):
+        for place, (name, runs) in enumerate(rows.items()):
+            speeds = [run["tokens_per_second"] for run in runs]
+            axis.barh(place, median(speeds), color="tab:blue" if name.startswith("Polyhead") else "tab:gray")
+            axis.plot(speeds, [place] * len(speeds), "k.", markersize=4)
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.invert_yaxis()
+        axis.set_xlabel("output tokens/s")
+        axis.set_title(f"{streams} {'stream' if streams == 1 else 'streams'}, {PROMPT} in, {TOKENS} out", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    families = ["polyhead", *PACKAGES]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", type=int, nargs="+", default=list(STREAMS))
+    parser.add_argument("--only", nargs="+", choices=families, default=families, help="these contenders only")
+    parser.add_argument("--dry", action="store_true", help="print, and leave docs/ as it is")
+    sys.exit(main(parser.parse_args()))
