@@ -10,6 +10,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
 
+from polyhead.export.own import OwnDecoder
 from polyhead.export.to_onnx import export_decoder
 from polyhead.models.gpt import GPT, GPTConfig
 from polyhead.server.constraints import GrammarCompiler
@@ -57,7 +58,7 @@ def tiny_gpt(vocabulary: int = VOCABULARY) -> GPT:
 @cache
 def tiny_graph(vocabulary: int = VOCABULARY) -> Path:
     path = Path(mkdtemp(prefix="polyhead-test-")) / "decoder.onnx"
-    ir.save(export_decoder(tiny_gpt(vocabulary)), path)
+    ir.save(export_decoder(OwnDecoder(tiny_gpt(vocabulary))), path)
     return path
 
 

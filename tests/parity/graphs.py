@@ -8,6 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from polyhead.export.own import OwnDecoder, OwnEncoder
 from polyhead.export.to_onnx import export_decoder, export_encoder
 from polyhead.models.encoder import Classifier, ClassifierConfig, Embedder, EmbedderConfig
 from polyhead.models.gpt import GPT, GPTConfig
@@ -62,7 +63,7 @@ def embedder() -> Embedder:
 @cache
 def decoder_graph() -> Path:
     """`decoder.onnx` of the GPT, its weights beside it."""
-    return _save(export_decoder(gpt()), "decoder")
+    return _save(export_decoder(OwnDecoder(gpt())), "decoder")
 
 
 @cache
@@ -77,7 +78,7 @@ def decoder() -> Decoder:
 @cache
 def classifier_graph() -> Path:
     """`encoder.onnx` of the classifier."""
-    return _save(export_encoder(classifier()), "encoder")
+    return _save(export_encoder(OwnEncoder(classifier())), "encoder")
 
 
 @cache
@@ -87,7 +88,7 @@ def classifying_encoder() -> Encoder:
 
 @cache
 def embedding_encoder() -> Encoder:
-    return _encoder(_save(export_encoder(embedder()), "encoder"), bundle_pb2.TASK_EMBED)
+    return _encoder(_save(export_encoder(OwnEncoder(embedder())), "encoder"), bundle_pb2.TASK_EMBED)
 
 
 def _encoder(graph: Path, task: "bundle_pb2.Task.ValueType") -> Encoder:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from polyhead.export.errors import ParityError
+from polyhead.export.own import OwnDecoder
 from polyhead.export.parity import TOLERANCES
 from polyhead.export.verify import answer, verify_decoder
 from polyhead.models.gpt import GPT
@@ -30,7 +31,7 @@ def changed(weight: str) -> GPT:
 
 
 def test_logits_caches_and_greedy_tokens_are_those_of_torch() -> None:
-    verification = verify_decoder(gpt(), decoder(), TOLERANCES["none"])
+    verification = verify_decoder(OwnDecoder(gpt()), decoder(), TOLERANCES["none"])
     errors = {check.name: check.error for check in verification.parity}
     assert list(errors) == [
         "logits",
@@ -53,7 +54,7 @@ def test_logits_caches_and_greedy_tokens_are_those_of_torch() -> None:
 )
 def test_a_mismatch_names_the_worst_tensor_and_the_first(weight: str, first: str, before_it: str) -> None:
     with pytest.raises(ParityError, match=rf"disagree on \d prompts of .* {first} \(error") as caught:
-        verify_decoder(changed(weight), decoder(), TOLERANCES["none"])
+        verify_decoder(OwnDecoder(changed(weight)), decoder(), TOLERANCES["none"])
     assert before_it not in str(caught.value)
 
 
@@ -61,7 +62,7 @@ def test_not_a_number_is_a_mismatch() -> None:
     model = deepcopy(gpt())
     nn.init.constant_(model.norm.weight, float("nan"))
     with pytest.raises(ParityError, match="the worst tensor is logits"):
-        verify_decoder(model, decoder(), TOLERANCES["none"])
+        verify_decoder(OwnDecoder(model), decoder(), TOLERANCES["none"])
 
 
 @settings(max_examples=20, deadline=None)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyhead.export.errors import ParityError
+from polyhead.export.own import OwnEncoder
 from polyhead.export.parity import TOLERANCES
 from polyhead.export.verify import verify_encoder
 from polyhead.models.encoder import Classifier, Embedder
@@ -32,7 +33,7 @@ BOTH = pytest.mark.parametrize(
 def test_padded_batches_give_what_torch_gives_of_single_rows(
     model: Callable[[], Classifier | Embedder], encoder: Callable[[], Encoder]
 ) -> None:
-    verification = verify_encoder(model(), encoder(), TOLERANCES["none"])
+    verification = verify_encoder(OwnEncoder(model()), encoder(), TOLERANCES["none"])
     assert [check.error < 2e-6 for check in verification.parity] == [True] * 3
     assert verification.traffic_independent
 
@@ -48,7 +49,7 @@ def test_a_mismatch_names_the_tensor_and_the_batch(
     with pytest.raises(
         ParityError, match=rf"disagree on 7 rows padded to \d+ tokens: the worst tensor is {name} \(error"
     ):
-        verify_encoder(changed, encoder(), TOLERANCES["none"])
+        verify_encoder(OwnEncoder(changed), encoder(), TOLERANCES["none"])
 
 
 @BOTH

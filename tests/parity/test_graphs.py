@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from polyhead.export.errors import ExportError
-from polyhead.export.to_onnx import export_decoder
+from polyhead.export.own import OwnDecoder
 from polyhead.models.gpt import GPT, GPTConfig
 from tests.parity.graphs import VOCABULARY, classifier_graph, decoder_graph, gpt
 
@@ -68,4 +68,4 @@ def test_a_graph_says_nothing_of_the_machine_that_exported_it() -> None:
 def test_a_head_that_the_fused_attention_cannot_rotate_is_refused() -> None:
     model = GPT(GPTConfig(VOCABULARY, heads=4, kv_heads=4, width=96))
     with pytest.raises(ExportError, match=r"head size 24 \(width 96 / heads 4\) must be a multiple of 16"):
-        export_decoder(model)
+        OwnDecoder(model)

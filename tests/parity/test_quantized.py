@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyhead.export.errors import ParityError
+from polyhead.export.own import OwnDecoder
 from polyhead.export.parity import TOLERANCES
 from polyhead.export.quality import decoder_quality
 from polyhead.export.quantize import Quantization, quantize_graph
@@ -26,7 +27,7 @@ tokens = st.integers(0, VOCABULARY - 1)
 
 @cache
 def graph(quantization: Quantization) -> Path:
-    model = export_decoder(gpt())
+    model = export_decoder(OwnDecoder(gpt()))
     quantize_graph(model, quantization)
     path = Path(mkdtemp(prefix="polyhead-test-")) / "decoder.onnx"
     ir.save(model, path, external_data="decoder.onnx.data")
@@ -44,7 +45,7 @@ def decoder(quantization: Quantization) -> Decoder:
 
 @pytest.mark.parametrize(("quantization", "above"), [("int8", 1e-2), ("int4", 5e-2)])
 def test_a_quantized_decoder_is_as_near_to_torch_as_its_bits_allow(quantization: Quantization, above: float) -> None:
-    verification = verify_decoder(gpt(), decoder(quantization), TOLERANCES[quantization])
+    verification = verify_decoder(OwnDecoder(gpt()), decoder(quantization), TOLERANCES[quantization])
     errors = {check.name: check.error for check in verification.parity}
     assert above < errors["logits"] <= TOLERANCES[quantization]
     assert verification.traffic_independent or quantization == "int4"
@@ -52,7 +53,7 @@ def test_a_quantized_decoder_is_as_near_to_torch_as_its_bits_allow(quantization:
 
 def test_a_quantized_graph_is_refused_where_fp32_was_promised() -> None:
     with pytest.raises(ParityError, match=r"the worst tensor is .*; the first to differ is present\.key\.0"):
-        verify_decoder(gpt(), decoder("int8"), TOLERANCES["none"])
+        verify_decoder(OwnDecoder(gpt()), decoder("int8"), TOLERANCES["none"])
 
 
 @settings(max_examples=20, deadline=None)
@@ -77,9 +78,9 @@ def test_perplexity_of_the_graph_is_that_of_torch_but_for_the_bits() -> None:
     library = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     text = " ".join(f"w{i}" for i in np.random.default_rng(0).integers(0, VOCABULARY, 300))
-    figures = decoder_quality(gpt(), decoder("none"), library.to_str(), text)
+    figures = decoder_quality(OwnDecoder(gpt()), decoder("none"), library.to_str(), text)
     assert figures["perplexity"] == pytest.approx(figures["perplexity_fp32"], rel=1e-5)
-    quantized = decoder_quality(gpt(), decoder("int8"), library.to_str(), text)
+    quantized = decoder_quality(OwnDecoder(gpt()), decoder("int8"), library.to_str(), text)
     assert quantized["perplexity_fp32"] == figures["perplexity_fp32"]
     assert quantized["perplexity"] == pytest.approx(figures["perplexity"], rel=0.2)
     assert quantized["perplexity"] != figures["perplexity"]

@@ -24,31 +24,48 @@ class CacheInputs:
     """() int32: M."""
 
 
+@dataclass(frozen=True)
+class AttentionVariant:
+    """What a layer's attention does besides scaled dot products over all tokens before."""
+
+    scale: float
+    """Of the dot products."""
+    window: int | None = None
+    """Each token sees so many, itself among them (Beltagy et al. 2020, section 3.1); None: all."""
+    softcap: float = 0.0
+    """c: scores become c · tanh(score / c) (Gemma 2, section 2); 0: they stay."""
+
+
 def grouped_query_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     past: tuple[Tensor, Tensor],
     cache: CacheInputs,
-    rotary: tuple[Tensor, Tensor],
+    rotary: tuple[Tensor, Tensor] | None = None,
+    variant: AttentionVariant | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`com.microsoft::GroupQueryAttention`: rotates, appends to the cache and attends causally, in one node.
 
     query (B, S, H·D), key and value (B, S, G·D), past keys and values (B, G, M, D), rotary tables (positions, D/2) for
-    halves that are D/2 apart, as in `polyhead.models.attention.rotate`. Returns (B, S, H·D) and the two present tensors,
-    which the server binds to the memory of the past ones.
+    halves that are D/2 apart, as in `polyhead.models.attention.rotate`; none for queries and keys that were rotated before
+    or never are. Returns (B, S, H·D) and the two present tensors, which the server binds to the memory of the past ones.
     """
     kv_heads, head_size = past[0].shape[1], past[0].shape[3]
     # Inputs 1-9 are these, 10-16 (positions, bias, sinks, scales of a quantized cache …) stay empty, 17 is query_seqlens.
-    inputs = (query, key, value, *past, cache.seqlens_k, cache.capacity, *rotary, *(None,) * 7, cache.query_seqlens)
+    tables = rotary or (None, None)
+    inputs = (query, key, value, *past, cache.seqlens_k, cache.capacity, *tables, *(None,) * 7, cache.query_seqlens)
+    variant = variant or AttentionVariant(scale=head_size**-0.5)
     mixed, keys, values = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         inputs,
         {
             "num_heads": query.shape[-1] // head_size,
             "kv_num_heads": kv_heads,
-            "scale": head_size**-0.5,
-            "do_rotary": 1,
+            "scale": variant.scale,
+            "local_window_size": variant.window or -1,
+            "softcap": variant.softcap,
+            "do_rotary": int(rotary is not None),
             "rotary_interleaved": 0,
         },
         dtypes=(query.dtype, past[0].dtype, past[1].dtype),

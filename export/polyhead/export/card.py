@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 
-from polyhead.models.checkpoint import CheckpointConfig
+from polyhead.export.source import Source
 from polyhead.v1 import bundle_pb2
 
 
-def model_card(name: str, version: str, manifest: bundle_pb2.Bundle, config: CheckpointConfig) -> str:
+def model_card(name: str, version: str, manifest: bundle_pb2.Bundle, source: Source) -> str:
     """Markdown, from the manifest and what the checkpoint says of its training."""
     sizes = {
-        "task": config.task,
-        "architecture": config.architecture,
+        "task": source.task,
+        "architecture": source.architecture,
         "parameters": f"{manifest.parameters:,}",
         "longest input": f"{manifest.limits.max_tokens} tokens",
         "vocabulary": f"{manifest.limits.vocabulary_size:,} tokens",
@@ -23,7 +23,7 @@ def model_card(name: str, version: str, manifest: bundle_pb2.Bundle, config: Che
         table(("", ""), sizes.items()),
         section("Labels", [", ".join(manifest.labels)] if manifest.labels else []),
         section("Quality", pairs(("measure", "on held-out data"), manifest.quality)),
-        section("Training", pairs(("", ""), config.training)),
+        section("Training", pairs(("", ""), source.training)),
         section("torch against this graph", [table(("compared", "on", "error", "accepted"), parity)]),
         section("Made with", pairs(("package", "version"), manifest.made_with)),
     ]

@@ -1,7 +1,7 @@
 """From a checkpoint or a model to a verified bundle."""
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -9,10 +9,12 @@ import onnx_ir as ir
 from polyhead.export.bundle import choose_target, half_written, publish, write_manifest
 from polyhead.export.card import model_card
 from polyhead.export.errors import ExportError
-from polyhead.export.manifest import TOKENIZER_FILE, graph_entry, make_manifest
+from polyhead.export.exportable import Exportable, ExportableDecoder
+from polyhead.export.manifest import graph_entry, make_manifest
 from polyhead.export.parity import TOLERANCES
 from polyhead.export.quality import decoder_quality, encoder_quality, read_text
 from polyhead.export.quantize import Quantization, quantize_graph
+from polyhead.export.source import TOKENIZER_FILE, Source, own_source
 from polyhead.export.to_onnx import export_decoder, export_encoder
 from polyhead.export.verify import Verification, verify_decoder, verify_encoder
 from polyhead.models.checkpoint import (
@@ -22,13 +24,13 @@ from polyhead.models.checkpoint import (
     Model,
     load_checkpoint,
 )
-from polyhead.models.gpt import GPT
 from polyhead.server.bundle import Bundle
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.runtime.encoder import Encoder
 from polyhead.v1 import bundle_pb2
 
 CARD_FILE = "MODEL.md"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 VERIFIED_ROWS = 8
 """Prompts that decode together while a decoder is verified."""
 VERIFIED_TOKENS = 512
@@ -61,11 +63,17 @@ def export_checkpoint(
     quantization: Quantization = "none",
     eval_data: Path | None = None,
 ) -> Path:
-    """Export a checkpoint folder to the models folder's `out`; see `export_model`.
+    """Export a checkpoint folder to the models folder's `out`; see `export_source`.
 
-    A quantized graph is evaluated on `eval_data`, or else on the text that the training kept out and left in the checkpoint,
-    if it did; a graph in fp32 only on `eval_data`. Raises CheckpointError, ExportError.
+    Raises CheckpointError, ExportError.
     """
+    source = load_source(checkpoint)
+    text = None if eval_data is None else read_text(eval_data)
+    return export_source(source, out, ExportOptions(version, quantization, text))
+
+
+def load_source(checkpoint: Path) -> Source:
+    """A checkpoint folder of `polyhead train`. Raises CheckpointError, ExportError."""
     config, model = load_checkpoint(checkpoint)
     path = checkpoint / TOKENIZER_FILE
     try:
@@ -73,53 +81,67 @@ def export_checkpoint(
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     held_out = checkpoint / HELD_OUT_FILE
-    if eval_data is None and quantization != "none" and held_out.exists() and held_out.stat().st_size:
-        eval_data = held_out
-    text = None if eval_data is None else read_text(eval_data)
-    return export_model(model, config, tokenizer_json, out, ExportOptions(version, quantization, text))
+    text = read_text(held_out) if held_out.exists() else None
+    return own_source(model, config, tokenizer_json, text or None)
 
 
 def export_model(
     model: Model, config: CheckpointConfig, tokenizer_json: str, out: Path, options: ExportOptions | None = None
 ) -> Path:
+    """Export a model of polyhead.models; see `export_source`."""
+    return export_source(own_source(model, config, tokenizer_json), out, options)
+
+
+def export_source(source: Source, out: Path, options: ExportOptions | None = None) -> Path:
     """Export a model, verify the graph against it, and write the bundle `out/VERSION`; returns that folder.
 
-    `out` is `MODELS/NAME`. Nothing is visible under `out` until all of it is. Raises ExportError for a bad name, a version
-    that exists, a model that can't be exported or quantized so, a text for evaluation that is too short, or, as ParityError,
-    a graph that computes something else.
+    `out` is `MODELS/NAME`. Nothing is visible under `out` until all of it is. A quantized graph is evaluated on the text of
+    the options, or else on what training kept out; a graph in fp32 only on the former. Raises ExportError for a bad name, a
+    version that exists, a model that can't be exported or quantized so, a text for evaluation that is too short, or, as
+    ParityError, a graph that computes something else.
     """
     options = options or ExportOptions()
+    if options.evaluation_text is None and options.quantization != "none":
+        options = replace(options, evaluation_text=source.held_out)
     target = choose_target(out, options.version)
-    model = model.cpu().float().eval()
     with half_written(target) as folder:
-        manifest = make_manifest(model, config, tokenizer_json, options.quantization)
-        (folder / TOKENIZER_FILE).write_text(tokenizer_json, "utf-8")
-        manifest.graphs.append(write_graph(model, folder, options.quantization))
-        measured = measure(model, Bundle(folder, manifest), tokenizer_json, options)
+        manifest = make_manifest(source, options.quantization)
+        write_tokenizer(source, folder, manifest)
+        manifest.graphs.append(write_graph(source.model, folder, options.quantization))
+        measured = measure(source, Bundle(folder, manifest), options)
         manifest.parity.extend(measured.verification.parity)
         manifest.traffic_independent = measured.verification.traffic_independent
         manifest.quality.update(measured.quality)
-        (folder / CARD_FILE).write_text(model_card(out.name, target.name, manifest, config), "utf-8")
+        (folder / CARD_FILE).write_text(model_card(out.name, target.name, manifest, source), "utf-8")
         write_manifest(folder, manifest)
         publish(folder, target)
     return target
 
 
-def write_graph(model: Model, folder: Path, quantization: Quantization) -> bundle_pb2.Graph:
+def write_tokenizer(source: Source, folder: Path, manifest: bundle_pb2.Bundle) -> None:
+    """The tokenizer and, where there is one, the chat template."""
+    (folder / TOKENIZER_FILE).write_text(source.tokenizer_json, "utf-8")
+    if source.chat_template is not None:
+        (folder / CHAT_TEMPLATE_FILE).write_text(source.chat_template, "utf-8")
+        manifest.tokenizer.chat_template = CHAT_TEMPLATE_FILE
+
+
+def write_graph(model: Exportable, folder: Path, quantization: Quantization) -> bundle_pb2.Graph:
     """Save the graph and its weights, and let go of them. Raises ExportError for a model that can't be exported so."""
-    if quantization == "int4" and not isinstance(model, GPT):
+    if quantization == "int4" and not isinstance(model, ExportableDecoder):
         raise ExportError("int4 is for models that generate; take int8 for classifiers and embedders")
-    graph = export_decoder(model) if isinstance(model, GPT) else export_encoder(model)
+    graph = export_decoder(model) if isinstance(model, ExportableDecoder) else export_encoder(model)
     quantize_graph(graph, quantization)
-    entry = graph_entry("decoder" if isinstance(model, GPT) else "encoder", graph)
+    entry = graph_entry("decoder" if isinstance(model, ExportableDecoder) else "encoder", graph)
     ir.save(graph, folder / entry.file, external_data=f"{entry.file}.data")
     return entry
 
 
-def measure(model: Model, bundle: Bundle, tokenizer_json: str, options: ExportOptions) -> Measurement:
+def measure(source: Source, bundle: Bundle, options: ExportOptions) -> Measurement:
     """Open the graph as the server will and compare it with the model. Raises ExportError, ParityError, BundleError."""
     manifest, tolerance, text = bundle.manifest, TOLERANCES[options.quantization], options.evaluation_text
-    if isinstance(model, GPT):
+    model, tokenizer_json = source.model, source.tokenizer_json
+    if isinstance(model, ExportableDecoder):
         slots, capacity = VERIFIED_ROWS, min(VERIFIED_TOKENS, manifest.limits.max_tokens)
         with closing(Decoder(bundle.graph, manifest, slots=slots, capacity=capacity)) as decoder:
             bundle.check_signature(*decoder.signature)

@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from polyhead.export.errors import ExportError
-from polyhead.export.verify import encode
-from polyhead.models.encoder import Classifier, Embedder
-from polyhead.models.gpt import GPT
+from polyhead.export.exportable import ExportableDecoder, ExportableEncoder
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.runtime.encoder import Encoder
 
@@ -31,11 +29,11 @@ def read_text(path: Path) -> str:
         raise ExportError(f"{path}: must be UTF-8, has other bytes at {error.start}") from error
 
 
-def decoder_quality(model: GPT, decoder: Decoder, tokenizer_json: str, text: str) -> dict[str, float]:
+def decoder_quality(source: ExportableDecoder, decoder: Decoder, tokenizer_json: str, text: str) -> dict[str, float]:
     """`perplexity` of the graph and `perplexity_fp32` of torch on a text. Raises ExportError if it is too short."""
     tokens = np.array(_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids)
-    windows = spread_windows(tokens, min(WINDOW, model.config.max_tokens))
-    ours = np.concatenate([_torch_losses(model, window) for window in windows])
+    windows = spread_windows(tokens, min(WINDOW, source.sizes.max_tokens))
+    ours = np.concatenate([_torch_losses(source, window) for window in windows])
     theirs = np.concatenate([_graph_losses(decoder, window) for window in windows])
     return {"perplexity": float(np.exp(theirs.mean())), "perplexity_fp32": float(np.exp(ours.mean()))}
 
@@ -52,11 +50,11 @@ def spread_windows(tokens: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     return windows
 
 
-@torch.inference_mode()
-def _torch_losses(model: GPT, window: NDArray[np.int64]) -> NDArray[np.float32]:
+def _torch_losses(source: ExportableDecoder, window: NDArray[np.int64]) -> NDArray[np.float32]:
     """(T,) -> (T - 1,): negative log-probability of each token but the first."""
-    ids = torch.from_numpy(window)
-    losses: NDArray[np.float32] = F.cross_entropy(model(ids[None, :-1])[0], ids[1:], reduction="none").numpy()
+    logits, _ = source.reference(window[:-1].tolist(), len(window) - 1)
+    targets = torch.from_numpy(window[1:])
+    losses: NDArray[np.float32] = F.cross_entropy(torch.from_numpy(logits), targets, reduction="none").numpy()
     return losses
 
 
@@ -70,19 +68,19 @@ def _graph_losses(decoder: Decoder, window: NDArray[np.int64]) -> NDArray[np.flo
     return np.concatenate(losses)
 
 
-def encoder_quality(model: Classifier | Embedder, encoder: Encoder, tokenizer_json: str, text: str) -> dict[str, float]:
+def encoder_quality(source: ExportableEncoder, encoder: Encoder, tokenizer_json: str, text: str) -> dict[str, float]:
     """On the lines of a text: `agreement_with_fp32`, the share that gets the label that torch gives it, or `cosine_to_fp32`,
     the mean cosine between embeddings. Raises ExportError if no line has text."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ExportError("the text for evaluation (--eval-data) must have a line that is not empty")
     tokenizer = _tokenizer(tokenizer_json)
-    tokenizer.enable_truncation(model.config.max_tokens)
+    tokenizer.enable_truncation(source.sizes.max_tokens)
     spread = np.linspace(0, len(lines) - 1, min(len(lines), EVALUATED_INPUTS)).astype(int)
     inputs = [np.array(found.ids) for found in tokenizer.encode_batch([lines[i] for i in spread]) if found.ids]
-    ours = np.stack([encode(model, ids) for ids in inputs])
+    ours = np.stack([source.reference(ids) for ids in inputs])
     theirs = np.stack([_graph_output(encoder, ids) for ids in inputs])
-    if isinstance(model, Classifier):
+    if source.output == "probabilities":
         return {"agreement_with_fp32": float(np.mean(ours.argmax(-1) == theirs.argmax(-1)))}
     return {"cosine_to_fp32": float(np.mean(np.sum(ours * theirs, axis=-1)))}
 

@@ -11,23 +11,24 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from polyhead.export.attention import ROTARY_HEAD_MULTIPLE, CacheInputs, grouped_query_attention, padded_attention
-from polyhead.export.errors import ExportError
-from polyhead.models.encoder import Classifier, Embedder
-from polyhead.models.gpt import GPT
+from polyhead.export.attention import CacheInputs
+from polyhead.export.exportable import ExportableDecoder, ExportableEncoder, Slots
 
 OPSET = 24
 """The first with attention over rows of different lengths; for the attention of 25 onnxruntime has no CPU kernel."""
+
+_EXAMPLE_CAPACITY = 64
+"""Tokens of a slot while tracing; any number does."""
 
 _BATCH, _SEQUENCE, _CAPACITY, _POSITIONS = (torch.export.Dim(n) for n in ("batch", "sequence", "capacity", "positions"))
 
 
 class DecoderGraph(nn.Module):
-    """A GPT over cache slots, with the inputs and outputs of `decoder.onnx`."""
+    """A decoder over cache slots, with the inputs and outputs of `decoder.onnx`."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, source: ExportableDecoder) -> None:
         super().__init__()
-        self.model = model
+        self.source = source
 
     def forward(
         self,
@@ -38,21 +39,11 @@ class DecoderGraph(nn.Module):
         logit_positions: Tensor,
         top_k: Tensor,
         past: list[Tensor],
+        position_ids: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        cache = CacheInputs(seqlens_k, query_seqlens, capacity)
-        rotary = (self.model.cosine, self.model.sine)
-        present: list[Tensor] = []
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            slots = (past[2 * layer], past[2 * layer + 1])
-            mixed, *updated = grouped_query_attention(query, key, value, slots, cache, rotary)
-            present.extend(updated)
-            return mixed
-
-        hidden = self.model.hidden_states(input_ids, attend).flatten(0, 1)  # (B·S, C)
-        wanted = hidden.index_select(0, logit_positions)  # (N, C): the output layer is the widest, so select before it
-        logits = self.model.logits(wanted)  # (N, V)
-        return (*_top_k(logits, top_k), _logsumexp(logits), logits, *present)
+        slots = Slots(past, CacheInputs(seqlens_k, query_seqlens, capacity))
+        logits = self.source.logits(input_ids, logit_positions, slots, position_ids)  # (N, V)
+        return (*_top_k(logits, top_k), _logsumexp(logits), logits, *slots.present)
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
@@ -76,43 +67,34 @@ def _top_k(logits: Tensor, top_k: Tensor) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
-def export_decoder(model: GPT) -> ir.Model:
-    """The graph of `decoder.onnx`. Raises ExportError if the attention kernel can't take the model's head size."""
-    config = model.config
-    if config.head_size % ROTARY_HEAD_MULTIPLE:
-        raise ExportError(
-            f"head size {config.head_size} (width {config.width} / heads {config.heads}) must be a multiple of "
-            f"{ROTARY_HEAD_MULTIPLE}: the fused attention rotates no other"
-        )
-    rows, length, slot = 3, 4, config.max_tokens
-    shape = (rows, config.kv_heads, slot, config.head_size)
-    example = (
+def export_decoder(source: ExportableDecoder) -> ir.Model:
+    """The graph of `decoder.onnx`."""
+    sizes = source.sizes
+    rows, length, slot = 3, 4, min(sizes.max_tokens, _EXAMPLE_CAPACITY)
+    shape = (rows, sizes.kv_heads, slot, sizes.head_size)
+    example: list[Any] = [
         torch.zeros(rows, length, dtype=torch.int64),
         torch.full((rows,), length - 1, dtype=torch.int32),
         torch.full((rows,), length, dtype=torch.int32),
         torch.tensor(slot, dtype=torch.int32),
         torch.zeros(5, dtype=torch.int64),
         torch.ones(1, dtype=torch.int64),
-        [torch.zeros(shape) for _ in range(2 * config.layers)],
-    )
+        [torch.zeros(shape) for _ in range(2 * sizes.layers)],
+    ]
     row, positions = {0: _BATCH}, {0: _POSITIONS}
-    slots = [{0: _BATCH, 2: _CAPACITY}] * (2 * config.layers)
-    names = [f"{kind}.{layer}" for layer in range(config.layers) for kind in ("key", "value")]
-    graph = _export(
-        DecoderGraph(model),
-        example,
-        ({0: _BATCH, 1: _SEQUENCE}, row, row, {}, positions, {}, slots),
-        [
-            "input_ids",
-            "seqlens_k",
-            "query_seqlens",
-            "capacity",
-            "logit_positions",
-            "top_k",
-            *(f"past.{n}" for n in names),
-        ],
-        ["topk_values", "topk_ids", "logsumexp", "logits", *(f"present.{n}" for n in names)],
-    )
+    tokens = {0: _BATCH, 1: _SEQUENCE}
+    slots = [{0: _BATCH, 2: _CAPACITY}] * (2 * sizes.layers)
+    dynamic: list[Any] = [tokens, row, row, {}, positions, {}, slots]
+    names = [f"{kind}.{layer}" for layer in range(sizes.layers) for kind in ("key", "value")]
+    inputs = ["input_ids", "seqlens_k", "query_seqlens", "capacity", "logit_positions", "top_k"]
+    inputs += [f"past.{name}" for name in names]
+    outputs = ["topk_values", "topk_ids", "logsumexp", "logits", *(f"present.{name}" for name in names)]
+    if source.takes_positions:
+        example.append(torch.zeros(rows, length, dtype=torch.int64))
+        dynamic.append(tokens)
+        inputs.append("position_ids")
+    with source.tracing():
+        graph = _export(DecoderGraph(source), tuple(example), tuple(dynamic), inputs, outputs)
     for output in graph.graph.outputs[:2]:  # torch took the k of the example for a fixed size
         output.shape = ir.Shape(["positions", "top_k"])
     return graph
@@ -121,25 +103,21 @@ def export_decoder(model: GPT) -> ir.Model:
 class EncoderGraph(nn.Module):
     """An encoder and its head, with the inputs and the output of `encoder.onnx`."""
 
-    def __init__(self, model: Classifier | Embedder) -> None:
+    def __init__(self, source: ExportableEncoder) -> None:
         super().__init__()
-        self.model = model
+        self.source = source
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
-            return padded_attention(query, key, value, lengths, self.model.config.heads)
-
-        output: Tensor = self.model(input_ids, lengths, attend)
-        return output.softmax(-1) if isinstance(self.model, Classifier) else output
+        return self.source.encode(input_ids, lengths)
 
 
-def export_encoder(model: Classifier | Embedder) -> ir.Model:
+def export_encoder(source: ExportableEncoder) -> ir.Model:
     """The graph of `encoder.onnx`."""
     rows, length = 3, 4
     example = (torch.zeros(rows, length, dtype=torch.int64), torch.full((rows,), length, dtype=torch.int32))
-    output = "probabilities" if isinstance(model, Classifier) else "embeddings"
     dynamic = ({0: _BATCH, 1: _SEQUENCE}, {0: _BATCH})
-    return _export(EncoderGraph(model), example, dynamic, ["input_ids", "lengths"], [output])
+    with source.tracing():
+        return _export(EncoderGraph(source), example, dynamic, ["input_ids", "lengths"], [source.output])
 
 
 def _export(
@@ -166,9 +144,9 @@ def _export(
 
 
 def _name_weights(graph: ir.Graph) -> None:
-    """`model.blocks.0.up.weight` becomes `blocks.0.up.weight`; what folding makes of its transpose `….weight.T`."""
+    """`source.model.blocks.0.up.weight` becomes `blocks.0.up.weight`; what folding makes of its transpose `….weight.T`."""
     for weight in list(graph.initializers.values()):
-        weight.name = str(weight.name).removeprefix("model.")
+        weight.name = str(weight.name).removeprefix("source.model.")
     for node in graph:
         source = node.inputs[0] if node.op_type == "Transpose" else None
         if source is not None and source.is_initializer():

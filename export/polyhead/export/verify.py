@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from polyhead.export.exportable import ExportableDecoder, ExportableEncoder
 from polyhead.export.parity import Difference, Floats, require_parity, worst_error
-from polyhead.models.attention import rotate, split_heads
-from polyhead.models.encoder import Classifier, Embedder
-from polyhead.models.gpt import GPT
 from polyhead.server.runtime.decoder import Decoder, StepOutput
 from polyhead.server.runtime.encoder import Encoder
 from polyhead.v1.bundle_pb2 import ParityCheck
@@ -27,6 +24,9 @@ STEPS = 16
 """Greedy tokens each row decodes."""
 
 TOP_K = 8
+
+LONGEST_INPUT = 512
+"""Tokens of an encoder's input; attention over more costs their square."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Answer:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
-def verify_decoder(model: GPT, decoder: Decoder, tolerance: float) -> Verification:
+def verify_decoder(source: ExportableDecoder, decoder: Decoder, tolerance: float) -> Verification:
     """Compare a decoder with as many slots as `prompt_lengths` has prompts; `tolerance` is that of parity.TOLERANCES.
 
     Raises ParityError.
@@ -67,7 +67,7 @@ def verify_decoder(model: GPT, decoder: Decoder, tolerance: float) -> Verificati
     prompts = [random.integers(0, decoder.vocabulary_size, length).tolist() for length in lengths]
     together = answer(decoder, prompts, steps)
     shape = f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens, {steps} steps"
-    expected = [reference(model, row.tokens, steps) for row in together]
+    expected = [source.reference(row.tokens, 1 + steps) for row in together]
     parity = compare_decoder(expected, together, shape, tolerance)
     alone = [answer(decoder, [prompt], steps)[0] for prompt in prompts]
     return Verification(parity, all(a.same_bits(b) for a, b in zip(alone, together, strict=True)))
@@ -118,26 +118,10 @@ def _join(outputs: Sequence[StepOutput], how: Callable[[Sequence[NDArray[Any]]],
     return StepOutput(*(how(arrays) for arrays in zip(*map(_arrays, outputs), strict=True)))
 
 
-@torch.inference_mode()
-def reference(model: GPT, tokens: list[int], steps: int) -> tuple[Floats, Floats]:
-    """torch's logits (1 + steps, V) of the last positions and keys and values (2, layers, kv_heads, T, head_size)."""
-    config, T = model.config, len(tokens)
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
-
-    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys.append(rotate(split_heads(key, config.kv_heads), model.cosine[:T], model.sine[:T])[0])
-        values.append(split_heads(value, config.kv_heads)[0])
-        return model.attend(layer, query, key, value)
-
-    hidden = model.hidden_states(torch.tensor([tokens]), attend)[0, -1 - steps :]
-    return model.logits(hidden).numpy(), torch.stack((torch.stack(keys), torch.stack(values))).numpy()
-
-
 def compare_decoder(
     expected: Sequence[tuple[Floats, Floats]], actual: Sequence[Answer], shape: str, tolerance: float
 ) -> tuple[ParityCheck, ...]:
-    """Rows as `reference` and as `answer` give them. Returns what the manifest says of it. Raises ParityError."""
+    """Rows as a source's `reference` and as `answer` give them. Returns what the manifest says of it. Raises ParityError."""
     pairs = list(zip(expected, actual, strict=True))
     caches = _compare_caches([(cache, row.cache) for (_, cache), row in pairs], tolerance)
     logits = Difference("logits", worst_error((ours, row.logits) for (ours, _), row in pairs), tolerance)
@@ -183,32 +167,23 @@ def _wrong_top_k(row: Answer) -> float:
     return float(np.mean(~right.all(-1)))
 
 
-def verify_encoder(model: Classifier | Embedder, encoder: Encoder, tolerance: float) -> Verification:
+def verify_encoder(source: ExportableEncoder, encoder: Encoder, tolerance: float) -> Verification:
     """Compare an encoder over padded batches with torch over single rows without padding. Raises ParityError."""
-    name = "probabilities" if isinstance(model, Classifier) else "embeddings"
     random = np.random.default_rng(0)
-    grid = encoder.padded_lengths
+    grid = [length for length in encoder.padded_lengths if length <= LONGEST_INPUT] or encoder.padded_lengths[:1]
     checks: list[ParityCheck] = []
     independent = True
     for padded in sorted({grid[0], grid[len(grid) // 2], grid[-1]}):
         shortest = max((length + 1 for length in grid if length < padded), default=1)
         lengths = np.array([shortest, padded, *random.integers(shortest, padded + 1, 5)], np.int32)
-        ids = random.integers(0, model.config.vocabulary_size, (len(lengths), padded))
+        ids = random.integers(0, source.sizes.vocabulary_size, (len(lengths), padded))
         ids[np.arange(padded) >= lengths[:, None]] = encoder.pad_token_id
         together = encoder.run(ids, lengths)
-        expected = [encode(model, row[:length]) for row, length in zip(ids, lengths, strict=True)]
+        expected = [source.reference(row[:length]) for row, length in zip(ids, lengths, strict=True)]
         shape = f"{len(lengths)} rows padded to {padded} tokens"
-        difference = Difference(name, worst_error(zip(expected, together, strict=True)), tolerance)
+        difference = Difference(source.output, worst_error(zip(expected, together, strict=True)), tolerance)
         require_parity([difference], shape)
         checks.append(difference.check(shape))
         alone = [encoder.run(ids[i : i + 1], lengths[i : i + 1])[0] for i in range(len(lengths))]
         independent &= np.array_equal(alone, together)
     return Verification(tuple(checks), independent)
-
-
-@torch.inference_mode()
-def encode(model: Classifier | Embedder, ids: NDArray[np.int64]) -> Floats:
-    """torch's probabilities or embedding of one row without padding."""
-    output: Tensor = model(torch.from_numpy(ids)[None], torch.tensor([len(ids)]))[0]
-    array: Floats = (output.softmax(-1) if isinstance(model, Classifier) else output).numpy()
-    return array

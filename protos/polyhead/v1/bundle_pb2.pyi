@@ -77,6 +77,14 @@ class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.Value
     """Mean over the positions that are not padding."""
     POOLING_CLS: _Pooling.ValueType  # 2
     """The first position."""
+    POOLING_MAX: _Pooling.ValueType  # 3
+    """The largest of each dimension, over the positions that are not padding."""
+    POOLING_MEAN_SQRT_LENGTH: _Pooling.ValueType  # 4
+    """Their sum over the root of their number."""
+    POOLING_WEIGHTED_MEAN: _Pooling.ValueType  # 5
+    """Their mean, each weighted by its position, counted from 1."""
+    POOLING_LAST: _Pooling.ValueType  # 6
+    """The last position that is not padding."""
 
 class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper): ...
 
@@ -85,6 +93,14 @@ POOLING_MEAN: Pooling.ValueType  # 1
 """Mean over the positions that are not padding."""
 POOLING_CLS: Pooling.ValueType  # 2
 """The first position."""
+POOLING_MAX: Pooling.ValueType  # 3
+"""The largest of each dimension, over the positions that are not padding."""
+POOLING_MEAN_SQRT_LENGTH: Pooling.ValueType  # 4
+"""Their sum over the root of their number."""
+POOLING_WEIGHTED_MEAN: Pooling.ValueType  # 5
+"""Their mean, each weighted by its position, counted from 1."""
+POOLING_LAST: Pooling.ValueType  # 6
+"""The last position that is not padding."""
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
 @_typing.final
@@ -303,11 +319,14 @@ class Tokenizer(_message.Message):
     BOS_TOKEN_ID_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PAD_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     file: _builtins.str
     """`tokenizer.json` of the tokenizers library, inside the bundle."""
     bos_token_id: _builtins.int
     """Begin token: what an empty prompt becomes."""
     pad_token_id: _builtins.int
+    chat_template: _builtins.str
+    """Jinja template that makes a prompt of messages, inside the bundle; empty where the checkpoint has none."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Any of them ends an answer."""
@@ -319,10 +338,11 @@ class Tokenizer(_message.Message):
         bos_token_id: _builtins.int | None = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         pad_token_id: _builtins.int | None = ...,
+        chat_template: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_pad_token_id", b"_pad_token_id", "bos_token_id", b"bos_token_id", "pad_token_id", b"pad_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_pad_token_id", b"_pad_token_id", "bos_token_id", b"bos_token_id", "eos_token_ids", b"eos_token_ids", "file", b"file", "pad_token_id", b"pad_token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_pad_token_id", b"_pad_token_id", "bos_token_id", b"bos_token_id", "chat_template", b"chat_template", "eos_token_ids", b"eos_token_ids", "file", b"file", "pad_token_id", b"pad_token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015

@@ -46,7 +46,10 @@ def check_graphs(manifest: bundle_pb2.Bundle) -> None:
     if names != [wanted]:
         refuse("graphs", f"must be one named {wanted}, got {names}")
     listed = {file.path for file in manifest.files}
-    for field, path in (("graphs[0].file", manifest.graphs[0].file), ("tokenizer.file", manifest.tokenizer.file)):
+    named = {"graphs[0].file": manifest.graphs[0].file, "tokenizer.file": manifest.tokenizer.file}
+    if manifest.tokenizer.chat_template:
+        named["tokenizer.chat_template"] = manifest.tokenizer.chat_template
+    for field, path in named.items():
         if path not in listed:
             refuse(field, f"is {path!r}, which is not among files")
 

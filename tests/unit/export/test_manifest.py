@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from polyhead.export.errors import ExportError
-from polyhead.export.manifest import tokenizer_entry
+from polyhead.export.source import tokenizer_entry
 from polyhead.models.checkpoint import SpecialTokens
 from tests.unit.export.exports import SPECIAL, WORDS, tokenizer_json
 

@@ -93,7 +93,7 @@ def test_a_head_size_that_cannot_be_exported_leaves_nothing(tmp_path: Path) -> N
     model = gpt(GPTConfig(len(WORDS), heads=2, kv_heads=2, width=20))
     with pytest.raises(ExportError, match="head size 10"):
         export_model(model, gpt_config(model), tokenizer_json(), tmp_path / "models" / "odd")
-    assert list((tmp_path / "models").iterdir()) == []
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_checkpoint_with_damaged_weights_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""A model that can be exported, and everything its bundle says of it that export does not measure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import tokenizers
+
+from polyhead.export.errors import ExportError
+from polyhead.export.exportable import Exportable
+from polyhead.export.own import own
+from polyhead.models.checkpoint import CheckpointConfig, Model, SpecialTokens, Task
+from polyhead.v1 import bundle_pb2
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What becomes a bundle."""
+
+    model: Exportable
+    task: Task
+    architecture: str
+    tokenizer_json: str
+    tokenizer: bundle_pb2.Tokenizer
+    """The special tokens by id."""
+    labels: tuple[str, ...] = ()
+    sampling: bundle_pb2.SamplingDefaults = field(default_factory=lambda: bundle_pb2.SamplingDefaults(temperature=1.0))
+    """For decoders: how a request that says nothing is sampled."""
+    chat_template: str | None = None
+    """Jinja."""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """Measured in fp32 by who made the checkpoint."""
+    training: Mapping[str, object] = field(default_factory=dict)
+    """What made the checkpoint, for people."""
+    held_out: str | None = None
+    """Text that the model did not learn from."""
+
+
+def own_source(model: Model, config: CheckpointConfig, tokenizer_json: str, held_out: str | None = None) -> Source:
+    """Raises ExportError where model and tokenizer contradict each other or the model can't be exported."""
+    exportable = own(model.cpu().float().eval())
+    return Source(
+        model=exportable,
+        task=config.task,
+        architecture=config.architecture,
+        tokenizer_json=tokenizer_json,
+        tokenizer=tokenizer_entry(config.special_tokens, tokenizer_json, exportable.sizes.vocabulary_size),
+        labels=config.labels,
+        quality=config.quality,
+        training=config.training,
+        held_out=held_out,
+    )
+
+
+def read_tokenizer(tokenizer_json: str, vocabulary_size: int) -> tokenizers.Tokenizer:
+    """Raises ExportError if it is no tokenizer or has more tokens than the model."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        raise ExportError(f"{TOKENIZER_FILE}: not a tokenizer: {error}") from error
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    if size > vocabulary_size:
+        raise ExportError(f"{TOKENIZER_FILE}: has {size} tokens, the model knows {vocabulary_size}")
+    return tokenizer
+
+
+def tokenizer_entry(special: SpecialTokens, tokenizer_json: str, vocabulary_size: int) -> bundle_pb2.Tokenizer:
+    """The special tokens by id. Raises ExportError if one is missing or the tokenizer doesn't fit the model."""
+    tokenizer = read_tokenizer(tokenizer_json, vocabulary_size)
+
+    def token_id(field: str, token: str | None) -> int | None:
+        found: int | None = None if token is None else tokenizer.token_to_id(token)
+        if token is not None and found is None:
+            raise ExportError(f"special_tokens.{field}: {token!r} is not in {TOKENIZER_FILE}")
+        return found
+
+    return bundle_pb2.Tokenizer(
+        file=TOKENIZER_FILE,
+        bos_token_id=token_id("bos", special.bos),
+        eos_token_ids=[token_id("eos", token) or 0 for token in special.eos],
+        pad_token_id=token_id("pad", special.pad),
+    )
