@@ -5,24 +5,16 @@ import math
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings
 
-from polyhead.server.constraints import Constraint, Grammar, Kind
+from polyhead.export.quantize import Quantization
+from polyhead.server.constraints import Kind
 from polyhead.server.engine.generator import Generator
-from polyhead.server.engine.sequence import (
-    Counts,
-    FinishReason,
-    GenerationRequest,
-    Piece,
-    Sampling,
-    Stopping,
-    TokenLogprob,
-)
+from polyhead.server.engine.sequence import FinishReason, GenerationRequest, Sampling, Stopping
 from polyhead.server.errors import InvalidInput, Overloaded, Unavailable
 from polyhead.server.runtime.decoder import Decoder, StepOutput
 from tests.decoders import (
@@ -32,26 +24,24 @@ from tests.decoders import (
     LIMITS,
     VOCABULARY,
     SilentObserver,
-    byte_grammars,
     byte_tokenizer,
     tiny_decoder,
     tiny_gpt,
     tiny_graph,
     tiny_manifest,
 )
+from tests.traffic import (
+    SHARED,
+    TRAFFIC,
+    Arrival,
+    Whole,
+    assert_answers_do_not_depend_on,
+    bits,
+    grammar,
+    samples,
+)
 
 GREEDY = Sampling(seed=0, temperature=0.0)
-
-
-class Whole(NamedTuple):
-    """An answer put together."""
-
-    token_ids: tuple[int, ...]
-    text: str
-    logprobs: tuple[TokenLogprob, ...]
-    reason: FinishReason | None
-    prompt_logprobs: tuple[TokenLogprob, ...]
-    counts: Counts | None
 
 
 def generator(slots: int = 4, end: int | None = None, prefix_slots: int = 0, **limits: int) -> Generator:
@@ -69,107 +59,22 @@ async def engine() -> AsyncIterator[Generator]:
     engine.close()
 
 
-async def samples(engine: Generator, request: GenerationRequest) -> list[Whole]:
-    """All samples of a request, put together."""
-    pieces: list[list[Piece]] = [[] for _ in range(request.samples)]
-    async for piece in engine.submit(request):
-        pieces[piece.sample_index].append(piece)
-    return [
-        Whole(
-            tuple(i for p in parts for i in p.token_ids),
-            "".join(p.text for p in parts),
-            tuple(t for p in parts for t in p.logprobs),
-            parts[-1].finish_reason,
-            parts[0].prompt_logprobs,
-            parts[-1].counts,
-        )
-        for parts in pieces
-    ]
-
-
 async def answer(engine: Generator, request: GenerationRequest) -> Whole:
     return (await samples(engine, request))[0]
-
-
-def bits(wholes: list[Whole]) -> list[Whole]:
-    """What must not depend on the traffic: everything but how it was computed."""
-    return [whole._replace(counts=None) for whole in wholes]
-
-
-def grammar(kind: Kind, text: str) -> Grammar:
-    return byte_grammars().compile(Constraint(kind, text))
 
 
 def request(prompt: tuple[int, ...] = (5, 6, 7), sampling: Sampling = GREEDY, **stopping: object) -> GenerationRequest:
     return GenerationRequest(prompt, sampling, replace(Stopping(max_tokens=12), **stopping))  # type: ignore[arg-type]
 
 
-SHARED = tuple(range(40, 40 + 2 * CHUNK))
-"""A beginning that some prompts share, for the prefix cache."""
-
-PROMPTS = st.builds(
-    lambda shared, own: (SHARED if shared else ()) + tuple(own),
-    st.booleans(),
-    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3 * CHUNK + 2),
-)
-
-REQUESTS = st.builds(
-    GenerationRequest,
-    prompt=PROMPTS,
-    sampling=st.builds(
-        Sampling,
-        seed=st.integers(0, 2**64 - 1),
-        temperature=st.sampled_from([0.0, 0.8, 1.5]),
-        top_k=st.sampled_from([0, 10, 100, 200]),
-        top_p=st.sampled_from([0.8, 1.0]),
-        min_p=st.sampled_from([0.0, 0.02]),
-        typical_p=st.sampled_from([1.0, 0.9]),
-        repetition_penalty=st.sampled_from([1.0, 1.2]),
-        presence_penalty=st.sampled_from([0.0, 0.5]),
-        logit_bias=st.sampled_from([(), ((7, 3.0),)]),
-        bad_words=st.sampled_from([(), ((5,), (6, 7))]),
-    ),
-    stopping=st.builds(
-        Stopping,
-        max_tokens=st.integers(1, 24),
-        min_tokens=st.just(0),
-        stop=st.lists(st.text("abcdeé", min_size=1, max_size=2), max_size=2).map(tuple),
-    ),
-    logprobs=st.sampled_from([None, 0, 3]),
-    prompt_logprobs=st.sampled_from([None, None, 2]),
-    samples=st.sampled_from([1, 1, 1, 3]),
-    grammar=st.sampled_from([None, None, "[a-z]{2,9}( [0-9]+)?"]).map(lambda r: r and grammar("regex", r)),
-)
-
-
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    mix=st.lists(REQUESTS, min_size=2, max_size=9),
-    leavers=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 6)), max_size=3),
-)
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@settings(max_examples=10, deadline=None)
+@given(traffic=TRAFFIC)
 def test_an_answer_is_bit_for_bit_the_same_alone_and_in_any_traffic(
-    mix: list[GenerationRequest], leavers: list[tuple[int, int]]
+    quantization: Quantization, traffic: list[Arrival]
 ) -> None:
-    """Tokens, text and log-probabilities; `leavers` are requests besides that are cancelled after so many pieces."""
-
-    async def leave(engine: Generator, request: GenerationRequest, after: int) -> None:
-        answer = engine.submit(request)
-        for _ in range(after):
-            if await anext(answer, None) is None:
-                break
-        answer.cancel()
-
-    async def compare() -> None:
-        engine = generator(slots=3, end=END, prefix_slots=2, prefill_budget_tokens=CHUNK)
-        alone = [bits(await samples(engine, r)) for r in mix]
-        crowd = [leave(engine, mix[i % len(mix)], after) for i, after in leavers]
-        together = await asyncio.gather(*(samples(engine, r) for r in mix), *crowd)
-        assert [bits(t) for t in together[: len(mix)] if t is not None] == alone
-        await engine.drain()
-        engine.check_integrity()
-        engine.close()
-
-    asyncio.run(compare())
+    """A small one; tests/long/test_bits.py goes on for ten minutes."""
+    assert_answers_do_not_depend_on(traffic, quantization)
 
 
 async def test_greedy_text_is_what_torch_says(engine: Generator) -> None:

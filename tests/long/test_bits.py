@@ -1,0 +1,42 @@
+"""What an answer is does not depend on the traffic: the property of tests/unit/server/engine, for as long as one has time."""
+
+import os
+import time
+from itertools import count
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from polyhead.export.quantize import Quantization
+from tests.traffic import TRAFFIC, Arrival, assert_answers_do_not_depend_on
+
+SECONDS = float(os.environ.get("BITS_SECONDS", "300"))
+"""For each quantization; ten minutes for both unless BITS_SECONDS says otherwise."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_for_minutes_no_traffic_changes_a_bit_of_an_answer(quantization: Quantization) -> None:
+    """Batches of mixes, each from a seed of its own that a failure's report names, until the time is over."""
+    mixes = requests = 0
+
+    @settings(
+        max_examples=50,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(traffic=TRAFFIC)
+    def hold(traffic: list[Arrival]) -> None:
+        nonlocal mixes, requests
+        assert_answers_do_not_depend_on(traffic, quantization)
+        mixes, requests = mixes + 1, requests + len(traffic)
+
+    until = time.monotonic() + SECONDS
+    for number in count():
+        if time.monotonic() > until:
+            break
+        seed(number)(hold)()
+    print(f"{quantization}: {mixes:,} mixes of {requests:,} requests")
+    assert mixes > SECONDS / 10

@@ -1,0 +1,213 @@
+"""Mixes of requests drawn by hypothesis, and the promise that they are for: an answer does not depend on the traffic."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import NamedTuple
+
+import onnx_ir as ir
+from hypothesis import strategies as st
+
+from polyhead.export.quantize import Quantization, quantize_graph
+from polyhead.server.constraints import Constraint, Grammar, Kind
+from polyhead.server.engine.generator import Generator
+from polyhead.server.engine.sequence import (
+    Counts,
+    FinishReason,
+    GenerationRequest,
+    Piece,
+    Sampling,
+    Stopping,
+    TokenLogprob,
+)
+from polyhead.server.runtime import threads
+from polyhead.server.runtime.decoder import Decoder
+from tests.decoders import (
+    CAPACITY,
+    CHUNK,
+    END,
+    LIMITS,
+    VOCABULARY,
+    SilentObserver,
+    byte_grammars,
+    byte_tokenizer,
+    tiny_graph,
+    tiny_manifest,
+)
+
+
+class Whole(NamedTuple):
+    """An answer put together."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    reason: FinishReason | None
+    prompt_logprobs: tuple[TokenLogprob, ...]
+    counts: Counts | None
+
+
+def whole(pieces: list[Piece]) -> Whole:
+    return Whole(
+        tuple(i for p in pieces for i in p.token_ids),
+        "".join(p.text for p in pieces),
+        tuple(t for p in pieces for t in p.logprobs),
+        pieces[-1].finish_reason,
+        pieces[0].prompt_logprobs,
+        pieces[-1].counts,
+    )
+
+
+def bits(wholes: list[Whole]) -> list[Whole]:
+    """What must not depend on the traffic: everything but how it was computed."""
+    return [one._replace(counts=None) for one in wholes]
+
+
+def grammar(kind: Kind, text: str) -> Grammar:
+    return byte_grammars().compile(Constraint(kind, text))
+
+
+async def samples(engine: Generator, request: GenerationRequest, seen: asyncio.Semaphore | None = None) -> list[Whole]:
+    """All samples of a request, put together; `seen` is released once a piece."""
+    pieces: list[list[Piece]] = [[] for _ in range(request.samples)]
+    async for piece in engine.submit(request):
+        pieces[piece.sample_index].append(piece)
+        if seen:
+            seen.release()
+    return [whole(parts) for parts in pieces]
+
+
+SHARED = tuple(range(40, 40 + 2 * CHUNK))
+"""A beginning that some prompts share, for the prefix cache."""
+
+PROMPTS = st.builds(
+    lambda shared, own: (SHARED if shared else ()) + tuple(own),
+    st.booleans(),
+    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3 * CHUNK + 2),
+)
+
+REQUESTS = st.builds(
+    GenerationRequest,
+    prompt=PROMPTS,
+    sampling=st.builds(
+        Sampling,
+        seed=st.integers(0, 2**64 - 1),
+        temperature=st.sampled_from([0.0, 0.8, 1.5]),
+        top_k=st.sampled_from([0, 10, 100, 200]),
+        top_p=st.sampled_from([0.8, 1.0]),
+        min_p=st.sampled_from([0.0, 0.02]),
+        typical_p=st.sampled_from([1.0, 0.9]),
+        repetition_penalty=st.sampled_from([1.0, 1.2]),
+        presence_penalty=st.sampled_from([0.0, 0.5]),
+        logit_bias=st.sampled_from([(), ((7, 3.0),)]),
+        bad_words=st.sampled_from([(), ((5,), (6, 7))]),
+    ),
+    stopping=st.builds(
+        Stopping,
+        max_tokens=st.integers(1, 24),
+        min_tokens=st.just(0),
+        stop=st.lists(st.text("abcdeé", min_size=1, max_size=2), max_size=2).map(tuple),
+    ),
+    logprobs=st.sampled_from([None, 0, 3]),
+    prompt_logprobs=st.sampled_from([None, None, 2]),
+    samples=st.sampled_from([1, 1, 1, 3]),
+    grammar=st.sampled_from([None, None, "[a-z]{2,9}( [0-9]+)?"]).map(lambda r: r and grammar("regex", r)),
+    priority=st.sampled_from([0, 0, 1]),
+)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request, and how many pieces of the others' answers come before it."""
+
+    request: GenerationRequest
+    pieces_before: int
+    leaves_after: int | None
+    """It is cancelled after so many pieces of its own; None: it stays."""
+
+
+TRAFFIC = st.lists(
+    st.builds(
+        Arrival,
+        REQUESTS,
+        pieces_before=st.sampled_from([0, 0, 1, 5, 20]),
+        leaves_after=st.sampled_from([None, None, None, 0, 1, 4]),
+    ),
+    min_size=2,
+    max_size=9,
+)
+"""Mixes of requests, arrivals, cancellations and seeds."""
+
+
+def traffic_decoder(quantization: Quantization, slots: int, prefix_slots: int) -> Decoder:
+    threads.configure(None)
+    graph = quantized_graph(quantization)
+    return Decoder(graph, tiny_manifest(), slots=slots, capacity=CAPACITY, prefix_slots=prefix_slots)
+
+
+@cache
+def quantized_graph(quantization: Quantization) -> Path:
+    """The tiny decoder, quantized as an export does."""
+    model = ir.load(tiny_graph())
+    quantize_graph(model, quantization)
+    path = Path(mkdtemp(prefix="polyhead-test-")) / "decoder.onnx"
+    ir.save(model, path)
+    return path
+
+
+def assert_answers_do_not_depend_on(traffic: list[Arrival], quantization: Quantization) -> None:
+    """Every answer that stays is bit for bit the same in the traffic as alone: tokens, text, log-probabilities, end.
+
+    There are fewer slots than requests, a budget of one chunk and a prefix cache, so that requests wait, prompts are read
+    between steps, rows move between slots and prompts begin with copies.
+    """
+
+    async def compare() -> None:
+        limits = replace(LIMITS, prefill_budget_tokens=CHUNK)
+        decoder = traffic_decoder(quantization, slots=3, prefix_slots=2)
+        engine = Generator(decoder, byte_tokenizer(END), limits, SilentObserver())
+        engine.start()
+        stay = [arrival.request for arrival in traffic if arrival.leaves_after is None]
+        alone = [bits(await samples(engine, request)) for request in stay]
+        assert [bits(one) for one in await _all_at_once(engine, traffic)] == alone
+        await engine.drain()
+        engine.check_integrity()
+        engine.close()
+
+    asyncio.run(compare())
+
+
+async def _all_at_once(engine: Generator, traffic: list[Arrival]) -> list[list[Whole]]:
+    """Answers of those who stay, in order of arrival."""
+    seen = asyncio.Semaphore(0)
+    tasks: list[asyncio.Task[list[Whole] | None]] = []
+    for arrival in traffic:
+        for _ in range(arrival.pieces_before):
+            if all(task.done() for task in tasks):
+                break  # nobody is left whose pieces could come
+            await seen.acquire()
+        tasks.append(asyncio.create_task(_ending(_arrive(engine, arrival, seen), seen)))
+    return [answers for answers in await asyncio.gather(*tasks) if answers is not None]
+
+
+async def _ending(arriving: Coroutine[None, None, list[Whole] | None], seen: asyncio.Semaphore) -> list[Whole] | None:
+    """An end counts as a piece: who waits for one must not wait for ever."""
+    try:
+        return await arriving
+    finally:
+        seen.release()
+
+
+async def _arrive(engine: Generator, arrival: Arrival, seen: asyncio.Semaphore) -> list[Whole] | None:
+    if arrival.leaves_after is None:
+        return await samples(engine, arrival.request, seen)
+    answer = engine.submit(arrival.request)
+    for _ in range(arrival.leaves_after):
+        if await anext(answer, None) is None:
+            break
+        seen.release()
+    answer.cancel()
+    return None
