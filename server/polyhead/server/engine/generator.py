@@ -189,7 +189,8 @@ class Generator:
             if sequence.ended:
                 self._release(sequence)
         self._admit()
-        return self._scheduler.next_chunk(spent)
+        with self._wake:
+            return self._scheduler.next_chunk(spent)
 
     def _admit(self) -> None:
         with self._wake:

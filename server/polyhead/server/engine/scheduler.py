@@ -1,9 +1,10 @@
 """What the generation engine does next: pure policy, without tensors, threads or time.
 
 Requests wait in one queue, by priority and then first come, first served, bounded in requests and in prompt tokens. An iteration
-spends at most a budget of tokens on prefill before all decoding rows advance by one token together, so a long prompt cannot stall
-other people's answers for longer than the budget takes. Chunks of a prompt start at multiples of a fixed length: they depend on
-the request alone.
+spends a budget of tokens on prefill before all decoding rows advance by one token together, so a long prompt cannot stall
+other people's answers for longer than the budget takes. The budget grows where more prompts than answers wait for the model: a
+burst of requests is read first and then answered together. Chunks of a prompt start at multiples of a fixed length: they depend
+on the request alone.
 """
 
 from bisect import insort
@@ -24,7 +25,11 @@ class GeneratorLimits:
     max_queue_tokens: int
     """Prompt tokens that may wait for a slot."""
     prefill_budget_tokens: int
-    """Prompt tokens worked on between two steps of the decoding rows; at least one chunk always is."""
+    """Prompt tokens worked on between two steps of the decoding rows, unless prompts outnumber them; at least one chunk is."""
+
+
+FIRST_TOKEN_WEIGHT = 3
+"""A prompt that waits for its first token counts as much as so many answers that wait for their next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,8 @@ class Chunk:
 class Scheduler:
     """Owns the queue and decides who is prefilled; slots own the rows that decode.
 
-    What touches the queue (`waiting`, `has_work`, `add`, `remove`, `admit`, `drop_waiting`) is called under the engine's lock and
-    takes no time; the rest belongs to the engine's thread.
+    What touches the queue (`waiting`, `has_work`, `add`, `remove`, `admit`, `next_chunk`, `drop_waiting`) is called under the
+    engine's lock and takes no time; the rest belongs to the engine's thread.
     """
 
     def __init__(self, slots: Slots, prefixes: PrefixCache, limits: GeneratorLimits, chunk_tokens: int) -> None:
@@ -113,9 +118,14 @@ class Scheduler:
             return None
         start, prompt = sequence.cached, len(sequence.request.prompt)
         end = min(prompt, start - start % self._chunk_tokens + self._chunk_tokens)
-        if spent_tokens and spent_tokens + end - start > self._limits.prefill_budget_tokens:
+        if spent_tokens and spent_tokens + end - start > self._budget():
             return None
         return Chunk(sequence, start, end)
+
+    def _budget(self) -> float:
+        """The limit's, times the weight of the prompts there are slots for against that of the answers under way."""
+        prompts, answers = 1 + min(self.waiting, self._slots.free), len(self._slots.decoding)
+        return self._limits.prefill_budget_tokens * max(1.0, FIRST_TOKEN_WEIGHT * prompts / max(1, answers))
 
     def prefilled(self, chunk: Chunk) -> None:
         """A chunk is in the cache; after the last one the sequence and its siblings decode."""

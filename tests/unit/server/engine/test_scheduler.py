@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyhead.server.engine.prefixes import PrefixCache
-from polyhead.server.engine.scheduler import Chunk, Scheduler
+from polyhead.server.engine.scheduler import FIRST_TOKEN_WEIGHT, Chunk, Scheduler
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Sequence, Stopping, sequences_of
 from polyhead.server.engine.slots import Slots
 from polyhead.server.errors import Overloaded
@@ -39,6 +39,11 @@ def scheduler(slots: int = 4, **limits: int) -> tuple[Scheduler, Slots, Ledger]:
     ledger = Ledger(slots)
     pool = Slots(slots, ledger)
     return Scheduler(pool, PrefixCache(slots, 0, ledger, CHUNK), replace(LIMITS, **limits), CHUNK), pool, ledger
+
+
+def most(policy: Scheduler, pool: Slots) -> float:
+    """How many times the budget an iteration may read at most."""
+    return max(1.0, FIRST_TOKEN_WEIGHT * (policy.waiting + 1) / max(1, len(pool.decoding)))
 
 
 def next_chunk(policy: Scheduler, spent: int) -> Chunk | None:
@@ -74,7 +79,7 @@ def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_
         while chunk := next_chunk(policy, spent):
             assert chunk.start % CHUNK == 0
             assert chunk.end - chunk.start <= CHUNK
-            assert spent == 0 or spent + chunk.end - chunk.start <= budget
+            assert spent == 0 or spent + chunk.end - chunk.start <= budget * most(policy, pool)
             if chunk.start == 0:
                 begun.append(chunk.sequence)
             ledger.content[chunk.sequence.slot] = chunk.sequence
@@ -115,6 +120,40 @@ def test_prefill_stops_at_the_budget_but_one_chunk_is_always_allowed() -> None:
     assert (chunk.start, chunk.end) == (0, CHUNK)
     policy.prefilled(chunk)
     assert next_chunk(policy, CHUNK) is None
+
+
+def chunks_beside(answers: int, prompts: int, free: int = 0) -> int:
+    """How many chunks an iteration reads at a budget of one, with so many requests in either state and slots beyond them."""
+    policy, _, _ = scheduler(answers + prompts + free, prefill_budget_tokens=CHUNK)
+    for _ in range(answers):
+        policy.add(sequence(1), 1.0)
+        chunk = next_chunk(policy, 0)
+        assert chunk
+        policy.prefilled(chunk)
+    for _ in range(prompts):
+        policy.add(sequence(20 * CHUNK), 1.0)
+    count = 0
+    while chunk := next_chunk(policy, count * CHUNK):
+        policy.prefilled(chunk)
+        count += 1
+    return count
+
+
+def test_the_budget_grows_with_prompts_that_have_a_slot_over_answers_under_way() -> None:
+    assert [chunks_beside(answers, 1) for answers in (15, 3, 2, 1)] == [1, 1, 1, 3]
+    assert [chunks_beside(answers, 16 - answers) for answers in (15, 12, 8, 4, 2)] == [1, 1, 3, 9, 20]
+    assert chunks_beside(1, 1, free=9) == 3, "a free slot alone is nobody's prompt"
+
+
+def test_who_waits_without_a_slot_does_not_count_for_the_budget() -> None:
+    policy, _, _ = scheduler(2, prefill_budget_tokens=CHUNK)
+    for prompt in (1, 20 * CHUNK, *[20 * CHUNK] * 8):
+        policy.add(sequence(prompt), 1.0)
+    count = 0
+    while chunk := next_chunk(policy, count * CHUNK):
+        policy.prefilled(chunk)
+        count += 1
+    assert count == 3, "one of the first prompt, two of the second"
 
 
 def test_a_higher_priority_goes_first_and_equals_in_the_order_they_came() -> None:
