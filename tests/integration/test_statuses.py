@@ -71,15 +71,16 @@ SAMPLING = pb.SamplingParameters
         (pb.GenerateRequest(prompt=text("zyx" * 2000)), "prompt", "must have at most 1023 tokens to leave room for an answer, got 6001"),
         (pb.GenerateRequest(logprobs=21), "logprobs", "must be 0 to 20, got 21"),
         (pb.GenerateRequest(request_id="ä"), "request_id", "must be up to 128 printable ASCII characters, got 'ä'"),
-        (pb.GenerateRequest(model=model(bundles.GENERATOR, "one")), "model.version", "must be a positive integer in decimal, got 'one'"),
+        (pb.GenerateRequest(model=model(bundles.GENERATOR, "1.0")), "model.version",
+         "must be a version, a positive integer in decimal, or an alias, got '1.0'"),
         (pb.ClassifyRequest(), "inputs", "must be 1 to 512, got 0"),
         (pb.ClassifyRequest(inputs=[text("a")], top_k=0), "top_k", "must be at least 1, got 0"),
         (pb.EmbedRequest(inputs=[text("a"), text("")]), "inputs[1]", "must not be empty"),
         (pb.TokenizeRequest(texts=["a"]), "model.name",
          "must be given, as more than one model serves: tiny-classifier, tiny-embedder, tiny-gpt"),
         (model_pb2.GetModelRequest(), "name", "must not be empty"),
-        (model_pb2.GetModelRequest(name=bundles.GENERATOR, version="one"), "version",
-         "must be a positive integer in decimal, got 'one'"),
+        (model_pb2.GetModelRequest(name=bundles.GENERATOR, version="1.0"), "version",
+         "must be a version, a positive integer in decimal, or an alias, got '1.0'"),
         (pb.GenerateRequest(constraint=pb.Constraint(json_schema="[" * 60_000)), "constraint.json_schema", "is nested too deeply"),
     ],
 )  # fmt: skip
@@ -275,7 +276,8 @@ SECRET = "xyzzy"
     ("request_", "code"),
     [
         (pb.EmbedRequest(model=model(SECRET * 1000), inputs=[text(SECRET)]), "NOT_FOUND"),
-        (pb.EmbedRequest(model=model(bundles.EMBEDDER, SECRET), inputs=[text(SECRET)]), "INVALID_ARGUMENT"),
+        (pb.EmbedRequest(model=model(bundles.EMBEDDER, SECRET), inputs=[text(SECRET)]), "NOT_FOUND"),
+        (pb.EmbedRequest(model=model(bundles.EMBEDDER, f"-{SECRET}"), inputs=[text(SECRET)]), "INVALID_ARGUMENT"),
         (pb.EmbedRequest(model=model(bundles.GENERATOR), inputs=[text(SECRET)]), "FAILED_PRECONDITION"),
         (pb.EmbedRequest(inputs=[text(SECRET * 50)]), "INVALID_ARGUMENT"),
         (pb.GenerateRequest(constraint=pb.Constraint(lark=f"start: {SECRET}")), "INVALID_ARGUMENT"),
@@ -330,7 +332,7 @@ async def test_a_model_whose_engine_died_is_unavailable_and_health_says_so(
     assert {error.code() for error in errors} == {StatusCode.UNAVAILABLE}
     assert [error.details() for error in errors] == [
         "the model's engine failed",
-        "model 'tiny-embedder' version 1 broke down and needs a restart",
+        "model 'tiny-embedder' version 1 broke down and must be loaded again",
     ]
     health = health_pb2_grpc.HealthStub(running.channel)
     watch = health.Watch(health_pb2.HealthCheckRequest(service=bundles.EMBEDDER))

@@ -57,7 +57,9 @@ class ModelReference(_message.Message):
     name: _builtins.str
     """Name of the model. Empty: the only model that does the task; with several, INVALID_ARGUMENT lists them."""
     version: _builtins.str
-    """Version, a positive integer in decimal. Empty: the newest one that serves."""
+    """Version, a positive integer in decimal, or an alias of the model such as `canary`, which may share requests out over
+    versions. Empty: the alias `default` if there is one, else the newest version that serves.
+    """
     def __init__(
         self,
         *,

@@ -44,6 +44,21 @@ class ModelServiceStub(object):
                 request_serializer=polyhead_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=polyhead_dot_v1_dot_model__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/polyhead.v1.ModelService/LoadModel',
+                request_serializer=polyhead_dot_v1_dot_model__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_model__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/polyhead.v1.ModelService/UnloadModel',
+                request_serializer=polyhead_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.ReloadModel = channel.unary_unary(
+                '/polyhead.v1.ModelService/ReloadModel',
+                request_serializer=polyhead_dot_v1_dot_model__pb2.ReloadModelRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_model__pb2.ReloadModelResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -63,6 +78,28 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """Has a version in memory, and returns when it serves. FAILED_PRECONDITION says why it can't. What served before serves
+        on. Like the next two only with the server's `--allow-model-control`, else PERMISSION_DENIED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Takes a version out of memory, and returns when the requests that ran on it have ended and it is gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReloadModel(self, request, context):
+        """Loads a version afresh from its folder beside the one that serves, which it replaces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +112,21 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=polyhead_dot_v1_dot_model__pb2.GetModelRequest.FromString,
                     response_serializer=polyhead_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=polyhead_dot_v1_dot_model__pb2.LoadModelRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_model__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=polyhead_dot_v1_dot_model__pb2.UnloadModelRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_model__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'ReloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadModel,
+                    request_deserializer=polyhead_dot_v1_dot_model__pb2.ReloadModelRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_model__pb2.ReloadModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +183,87 @@ class ModelService(object):
             '/polyhead.v1.ModelService/GetModel',
             polyhead_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
             polyhead_dot_v1_dot_model__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.ModelService/LoadModel',
+            polyhead_dot_v1_dot_model__pb2.LoadModelRequest.SerializeToString,
+            polyhead_dot_v1_dot_model__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.ModelService/UnloadModel',
+            polyhead_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
+            polyhead_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.ModelService/ReloadModel',
+            polyhead_dot_v1_dot_model__pb2.ReloadModelRequest.SerializeToString,
+            polyhead_dot_v1_dot_model__pb2.ReloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

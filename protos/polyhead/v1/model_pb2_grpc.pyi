@@ -35,6 +35,14 @@ class ModelServiceStub:
     """All models and versions, also those that failed to load; sorted by name, then version."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
     """One model with its whole manifest."""
+    LoadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]
+    """Has a version in memory, and returns when it serves. FAILED_PRECONDITION says why it can't. What served before serves
+    on. Like the next two only with the server's `--allow-model-control`, else PERMISSION_DENIED.
+    """
+    UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
+    """Takes a version out of memory, and returns when the requests that ran on it have ended and it is gone."""
+    ReloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.ReloadModelRequest, _model_pb2.ReloadModelResponse]
+    """Loads a version afresh from its folder beside the one that serves, which it replaces."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -43,6 +51,14 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """All models and versions, also those that failed to load; sorted by name, then version."""
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model with its whole manifest."""
+    LoadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]  # type: ignore[assignment]
+    """Has a version in memory, and returns when it serves. FAILED_PRECONDITION says why it can't. What served before serves
+    on. Like the next two only with the server's `--allow-model-control`, else PERMISSION_DENIED.
+    """
+    UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
+    """Takes a version out of memory, and returns when the requests that ran on it have ended and it is gone."""
+    ReloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.ReloadModelRequest, _model_pb2.ReloadModelResponse]  # type: ignore[assignment]
+    """Loads a version afresh from its folder beside the one that serves, which it replaces."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -60,5 +76,31 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.GetModelResponse, _abc.Awaitable[_model_pb2.GetModelResponse]]:
         """One model with its whole manifest."""
+
+    @_abc_1.abstractmethod
+    def LoadModel(
+        self,
+        request: _model_pb2.LoadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.LoadModelResponse, _abc.Awaitable[_model_pb2.LoadModelResponse]]:
+        """Has a version in memory, and returns when it serves. FAILED_PRECONDITION says why it can't. What served before serves
+        on. Like the next two only with the server's `--allow-model-control`, else PERMISSION_DENIED.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadModel(
+        self,
+        request: _model_pb2.UnloadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.UnloadModelResponse, _abc.Awaitable[_model_pb2.UnloadModelResponse]]:
+        """Takes a version out of memory, and returns when the requests that ran on it have ended and it is gone."""
+
+    @_abc_1.abstractmethod
+    def ReloadModel(
+        self,
+        request: _model_pb2.ReloadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.ReloadModelResponse, _abc.Awaitable[_model_pb2.ReloadModelResponse]]:
+        """Loads a version afresh from its folder beside the one that serves, which it replaces."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,29 +4,30 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import partial
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from polyhead.server.announcer import Announcer
 from polyhead.server.config import Settings
 from polyhead.server.errors import PolyheadError
-from polyhead.server.loader import Loader
+from polyhead.server.loader import Loader, memory_needed
 from polyhead.server.metrics import Metrics
-from polyhead.server.repository import Entry, Load, Repository
+from polyhead.server.repository import Load, Policy, Repository
+from polyhead.server.rpc.health import HealthServicer
 from polyhead.server.rpc.interceptors import CallInterceptor
-from polyhead.server.rpc.servicers import InferenceServicer, ModelServicer
+from polyhead.server.rpc.models import ModelServicer
+from polyhead.server.rpc.servicers import InferenceServicer
 from polyhead.server.rpc.workers import Workers
 from polyhead.server.runtime import threads
 from polyhead.v1 import inference_pb2, model_pb2
 from polyhead.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from polyhead.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 LAST_WORDS_SECONDS = 0.5
@@ -46,8 +47,6 @@ KEEPALIVE = (
     ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
 )
-
-HealthServicer: TypeAlias = health.aio.HealthServicer
 
 log = structlog.get_logger()
 
@@ -71,7 +70,8 @@ class App:
         """Say that we stop, refuse new calls, and wait for those that run, up to `drain_seconds`. Engines take requests
         until then: a call that runs may still be tokenizing."""
         self.loaded.cancel()
-        await self._status.enter_graceful_shutdown()
+        self._status.shut_down()
+        await self.repository.stop()
         log.info("draining", at_most_seconds=self.settings.drain_seconds)
         try:
             async with asyncio.timeout(self.settings.drain_seconds):
@@ -88,17 +88,19 @@ async def serve(settings: Settings, load: Load | None = None) -> AsyncIterator[A
     `load` makes live models in another way than from bundles on disk.
     """
     threads.configure(settings.threads)
-    metrics = Metrics()
-    repository = Repository(settings.models, load or Loader(settings, metrics), settings.versions)
-    status, calls = HealthServicer(), CallInterceptor(metrics, settings.max_concurrent_calls)
-    workers = Workers(settings.max_queue_requests)
+    metrics, status = Metrics(), HealthServicer()
+    announcer = Announcer(status, metrics, ("", INFERENCE))
+    policy = policy_of(settings)
+    repository = Repository(settings.models, load or Loader(settings, metrics), policy, announcer.changed)
+    calls, workers = CallInterceptor(metrics, settings.max_concurrent_calls), Workers(settings.max_queue_requests)
     server = build_server(settings, repository, workers, status, calls)
     port = bind(server, settings)
     with serve_metrics(settings, metrics) as metrics_port:
-        await announce_loading(status, repository)
+        status.set(MODELS, True)
+        announcer.announce(repository)
         await server.start()
-        loaded = asyncio.create_task(load_models(repository, status, metrics))
-        watching = asyncio.create_task(watch_engines(repository, status, loaded))
+        loaded = asyncio.create_task(load_models(repository, announcer))
+        watching = asyncio.create_task(watch(repository, announcer, settings.reload_seconds, loaded))
         log.info("listening", grpc=f"{settings.host}:{port}", metrics=metrics_address(settings, metrics_port))
         try:
             yield App(settings, metrics, repository, port, metrics_port, loaded, status, calls)
@@ -110,9 +112,19 @@ async def serve(settings: Settings, load: Load | None = None) -> AsyncIterator[A
             await server.stop(LAST_WORDS_SECONDS)
             # grpc cancels what still runs but does not wait until it has ended.
             await asyncio.wait([asyncio.create_task(calls.drain())], timeout=CANCEL_SECONDS)
+            await repository.stop()
             workers.close()
             await asyncio.to_thread(repository.close)
             log.info("stopped")
+
+
+def policy_of(settings: Settings) -> Policy:
+    return Policy(
+        versions=settings.versions,
+        on_demand=settings.on_demand,
+        max_memory=settings.max_model_memory,
+        estimate=partial(memory_needed, settings=settings),
+    )
 
 
 def build_server(
@@ -128,7 +140,7 @@ def build_server(
         ],
     )
     add_InferenceServiceServicer_to_server(InferenceServicer(repository, settings, workers), server)
-    add_ModelServiceServicer_to_server(ModelServicer(repository), server)
+    add_ModelServiceServicer_to_server(ModelServicer(repository, allow_control=settings.allow_model_control), server)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((INFERENCE, MODELS, health_name, reflection.SERVICE_NAME), server)
@@ -167,38 +179,25 @@ def metrics_address(settings: Settings, port: int | None) -> str:
     return "off" if port is None else f"http://{settings.metrics_host}:{port}/metrics"
 
 
-async def announce_loading(status: HealthServicer, repository: Repository) -> None:
-    for name in ("", INFERENCE, *repository.names()):
-        await status.set(name, NOT_SERVING)
-    await status.set(MODELS, SERVING)
+async def load_models(repository: Repository, announcer: Announcer) -> None:
+    """Load everything; the server as a whole serves when all is loaded and at least one model is ready."""
+    await repository.load()
+    ready = announcer.open(repository)
+    log.info("serving", models=ready) if ready else log.error("no model could be loaded")
 
 
-async def announce(status: HealthServicer, repository: Repository) -> list[str]:
-    """Tell health which models serve; the server as a whole does if any of them does. Gives those that do."""
-    ready = [name for name in repository.names() if repository.serves(name)]
-    for name in repository.names():
-        await status.set(name, SERVING if name in ready else NOT_SERVING)
-    for name in ("", INFERENCE):
-        await status.set(name, SERVING if ready else NOT_SERVING)
-    return ready
-
-
-async def watch_engines(repository: Repository, status: HealthServicer, loaded: "asyncio.Task[None]") -> None:
-    """Once all is loaded: a model whose engine dies serves no more, and health soon says so."""
+async def watch(
+    repository: Repository, announcer: Announcer, reload_seconds: float, loaded: "asyncio.Task[None]"
+) -> None:
+    """Once all is loaded: look for new versions, and for engines that have died, so that health soon says so."""
     await asyncio.wait([loaded])
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(watch_engines(repository, announcer))
+        if reload_seconds:
+            tasks.create_task(repository.watch(reload_seconds))
+
+
+async def watch_engines(repository: Repository, announcer: Announcer) -> None:
     while True:
         await asyncio.sleep(WATCH_SECONDS)
-        await announce(status, repository)
-
-
-async def load_models(repository: Repository, status: HealthServicer, metrics: Metrics) -> None:
-    """Load everything; the server as a whole serves when all is loaded and at least one model is ready."""
-
-    async def on_change(entry: Entry) -> None:
-        await status.set(entry.name, SERVING if repository.serves(entry.name) else NOT_SERVING)
-        if entry.model:
-            metrics.loaded(entry.name, str(entry.version), entry.model.manifest, entry.load_seconds)
-
-    await repository.load(on_change)
-    ready = await announce(status, repository)
-    log.info("serving", models=ready) if ready else log.error("no model could be loaded")
+        announcer.announce(repository)

@@ -1,12 +1,13 @@
 """Flags and `POLYHEAD_*` environment variables become one frozen Settings, checked once at start; flags win."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENVIRONMENT_PREFIX = "POLYHEAD_"
 
@@ -19,6 +20,31 @@ def port_or_off(value: object) -> object:
     return None if value == "off" else value
 
 
+SIZE = re.compile(r"([0-9]+)([KMG]?)")
+UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
+
+
+def size_in_bytes(value: object) -> object:
+    """`512M` → 536870912."""
+    if isinstance(value, str):
+        if not (found := SIZE.fullmatch(value)):
+            raise ValueError("should be a number of bytes, or of units with the suffix K, M or G")
+        return int(found[1]) << UNITS[found[2]]
+    return value
+
+
+def several(value: object) -> object:
+    """`a,b` → (a, b)."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+def all_or_count(value: object) -> object:
+    return {"latest": 1, "all": None}.get(value, value) if isinstance(value, str) else value
+
+
+Size = Annotated[int, BeforeValidator(size_in_bytes)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(several)]
+Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(all_or_count)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 OptionalPort = Annotated[Port | None, BeforeValidator(port_or_off)]
 
@@ -29,7 +55,17 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, frozen=True)
 
     models: Path = Field(description="folder with NAME/VERSION/bundle.json for each model; required")
-    versions: Literal["latest", "all"] = Field("latest", description="which versions of each model to load")
+    versions: Count = Field(
+        1, description="how many of the newest versions of each model to load: latest, all or a number"
+    )
+    reload_seconds: float = Field(
+        5, ge=0, le=86_400, allow_inf_nan=False, description="how often to look for new versions; 0: never"
+    )
+    allow_model_control: bool = Field(False, description="let callers load, reload and unload models")
+    on_demand: Names = Field((), description="models to load at their first request, separated by commas; * for all")
+    max_model_memory: Size | None = Field(
+        None, ge=1, description="bytes for all models together, such as 512M or 8G (default: no limit)"
+    )
     host: str = Field("127.0.0.1", min_length=1, description="address to serve gRPC on; 0.0.0.0 or [::] for all")
     port: Port = Field(50051, description="gRPC port; 0 takes any free one")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address to serve /metrics on")
@@ -86,9 +122,10 @@ def parser(prog: str) -> Parser:
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
-        default = "" if field.is_required() or field.default is None else f" (default: {field.default})"
+        default = "" if field.is_required() or field.default in (None, ()) else f" (default: {field.default})"
+        bare: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
         result.add_argument(
-            flag(name), default=argparse.SUPPRESS, metavar=name.upper(), help=f"{field.description}{default}"
+            flag(name), default=argparse.SUPPRESS, metavar=name.upper(), help=f"{field.description}{default}", **bare
         )
     return result
 

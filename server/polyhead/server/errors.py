@@ -7,6 +7,7 @@ PolyheadError
 ├── ModelNotFound       no such model or version
 ├── WrongTask           the model is there but does something else
 ├── ModelFailed         the model is there but could not be loaded
+├── NotAllowed          the server's settings forbid it
 ├── Overloaded          a queue is full; when to come back
 ├── Unavailable         draining, still loading, or broken down: another server, or this one later, may answer
 └── BundleError         a bundle on disk that can't be served; never the fault of a request
@@ -36,6 +37,10 @@ class WrongTask(PolyheadError):
 
 class ModelFailed(PolyheadError):
     """The model could not be loaded; the text says why. Asking again does not help."""
+
+
+class NotAllowed(PolyheadError):
+    """The server's settings forbid it; the text names the one that allows it."""
 
 
 class Overloaded(PolyheadError):

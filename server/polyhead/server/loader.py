@@ -21,6 +21,9 @@ from polyhead.v1 import bundle_pb2
 
 DEFAULT_SLOT_TOKENS = 2048
 
+BYTES = {"float": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+"""Of an element of the cache, by its ONNX type."""
+
 
 @dataclass(frozen=True, slots=True)
 class LiveModel:
@@ -78,6 +81,22 @@ class Loader:
         return model
 
 
+def memory_needed(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
+    """About how many bytes a model takes: its graphs with their weights, and of a decoder all slots when they are full."""
+    weights = sum(file.size for file in manifest.files if file.path != manifest.tokenizer.file)
+    if manifest.task != bundle_pb2.TASK_GENERATE:
+        return weights
+    cache, slots = manifest.cache, settings.slots + settings.prefix_slots
+    token = 2 * cache.layers * cache.kv_heads * cache.head_size * BYTES.get(cache.type, 4)
+    logits = settings.slots * manifest.limits.vocabulary_size * BYTES["float"]
+    return weights + slots * slot_capacity(manifest, settings) * token + logits
+
+
+def slot_capacity(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
+    """Tokens that a slot holds."""
+    return min(manifest.limits.max_tokens, settings.slot_tokens or DEFAULT_SLOT_TOKENS)
+
+
 async def start(model: LiveModel) -> None:
     model.engine.start()
     try:
@@ -106,8 +125,7 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
 
 
 def open_generator(bundle: Bundle, tokenizer: Tokenizer, settings: Settings, observer: ModelMetrics) -> Generator:
-    longest = bundle.manifest.limits.max_tokens
-    capacity = min(longest, settings.slot_tokens or DEFAULT_SLOT_TOKENS)
+    capacity = slot_capacity(bundle.manifest, settings)
     decoder = Decoder(
         bundle.graph, bundle.manifest, slots=settings.slots, capacity=capacity, prefix_slots=settings.prefix_slots
     )

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
@@ -14,6 +15,8 @@ from polyhead.v1 import bundle_pb2
 PREFIX = "polyhead"
 MODEL = ("model", "version")
 CALL = ("model", "version", "method")
+
+Family = TypeVar("Family", Counter, Gauge, Histogram)
 
 SECONDS = tuple(0.0005 * 2**power for power in range(18))  # 0.5 ms to 65.5 s
 ROWS = tuple(2**power for power in range(10))  # 1 to 512
@@ -25,6 +28,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._of_versions: list[Counter | Gauge | Histogram] = []
+        self._gone: set[tuple[str, str]] = set()
         ProcessCollector(registry=self.registry)
         self._add_calls()
         self._add_engines()
@@ -77,25 +82,46 @@ class Metrics:
         self.load_duration = self._gauge(
             "model_load_duration_seconds", "From a folder being read to the first answer of the warm-up.", MODEL
         )
+        self.memory = self._gauge(
+            "model_memory_bytes", "What a model in memory takes, estimated from weights and slots.", MODEL
+        )
+        self.loads = self._counter("model_loads", "Attempts to load a version: ready or failed.", ("model", "result"))
         self.info = self._gauge(
             "model_info", "1 for each model that serves.", (*MODEL, "task", "architecture", "quantization")
         )
 
-    def loaded(self, name: str, version: str, manifest: bundle_pb2.Bundle, seconds: float) -> None:
-        """A model serves, `seconds` after its folder began to be read."""
+    def loaded(self, name: str, version: str, manifest: bundle_pb2.Bundle, seconds: float, memory: int = 0) -> None:
+        """A model serves, `seconds` after its folder began to be read, and takes about `memory` bytes."""
+        self._gone.discard((name, version))
         task = bundle_pb2.Task.Name(manifest.task).removeprefix("TASK_").lower()
         quantization = bundle_pb2.Quantization.Name(manifest.quantization).removeprefix("QUANTIZATION_").lower()
         self.load_duration.labels(name, version).set(seconds)
+        self.memory.labels(name, version).set(memory)
         self.info.labels(name, version, task, manifest.architecture, quantization).set(1)
 
+    def unloaded(self, name: str, version: str) -> None:
+        """A model serves no more: all that was counted for it goes."""
+        self._gone.add((name, version))
+        for family in self._of_versions:
+            family.remove_by_labels({"model": name, "version": version})
+
+    def version_label(self, name: str, version: str) -> str:
+        """Empty for a version that has gone, so that a stream that outlives it does not bring its series back."""
+        return "" if (name, version) in self._gone else version
+
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
-        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+        return self._keep(Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry), labels)
 
     def _gauge(self, name: str, text: str, labels: Sequence[str]) -> Gauge:
-        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+        return self._keep(Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry), labels)
 
     def _histogram(self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
+        return self._keep(Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry), labels)
+
+    def _keep(self, family: Family, labels: Sequence[str]) -> Family:
+        if "version" in labels:
+            self._of_versions.append(family)
+        return family
 
 
 class ModelMetrics:

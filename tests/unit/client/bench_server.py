@@ -107,6 +107,11 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         found.bundle.limits.CopyFrom(limits)
         return model_pb2.GetModelResponse(model=found)
 
+    def LoadModel(self, request: Any, context: Any) -> NoReturn:
+        raise AssertionError("not called by a benchmark")
+
+    ReloadModel = UnloadModel = LoadModel
+
 
 def model(name: str) -> model_pb2.Model:
     task = next(task for begin, task in TASKS.items() if name.startswith(begin))

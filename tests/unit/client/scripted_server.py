@@ -255,6 +255,21 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.name!r}; there are names, torn")
         raise AssertionError("abort raises")
 
+    def LoadModel(self, request: model_pb2.LoadModelRequest, context: Any) -> model_pb2.LoadModelResponse:
+        if failure := self.script.begin(request):
+            abort(context, failure)
+        return model_pb2.LoadModelResponse(model=MODELS[0])
+
+    def ReloadModel(self, request: model_pb2.ReloadModelRequest, context: Any) -> model_pb2.ReloadModelResponse:
+        if failure := self.script.begin(request):
+            abort(context, failure)
+        return model_pb2.ReloadModelResponse(model=MODELS[0])
+
+    def UnloadModel(self, request: model_pb2.UnloadModelRequest, context: Any) -> model_pb2.UnloadModelResponse:
+        if failure := self.script.begin(request):
+            abort(context, failure)
+        return model_pb2.UnloadModelResponse()
+
 
 class ScriptedServer:
     """Listens at `target` until `stop`; `health` sets who serves."""

@@ -40,9 +40,30 @@ def test_metrics_can_be_turned_off() -> None:
     assert parse(["--models=m", "--metrics-port=0"]).metrics_port == 0
 
 
+def test_what_to_load_and_when_is_read_from_short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = parse(
+        ["--models=m", "--versions=2", "--on-demand=a, b", "--max-model-memory=512M", "--allow-model-control"]
+    )
+    assert (given.versions, given.on_demand, given.max_model_memory) == (2, ("a", "b"), 512 * 2**20)
+    assert given.allow_model_control
+    assert (parse(["--models=m"]).versions, parse(["--models=m", "--versions=all"]).versions) == (1, None)
+    assert not parse(["--models=m"]).allow_model_control
+    monkeypatch.setenv("POLYHEAD_ON_DEMAND", "c")
+    monkeypatch.setenv("POLYHEAD_MAX_MODEL_MEMORY", "8G")
+    assert (parse(["--models=m"]).on_demand, parse(["--models=m"]).max_model_memory) == (("c",), 8 * 2**30)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["--models=m", "--versions=0"], "--versions (POLYHEAD_VERSIONS): Input should be greater than or equal to 1"),
+        (["--models=m", "--versions=newest"], "--versions (POLYHEAD_VERSIONS): "),
+        (
+            ["--models=m", "--max-model-memory=1.5G"],
+            "--max-model-memory (POLYHEAD_MAX_MODEL_MEMORY): Value error, should be a number of bytes, or of units "
+            "with the suffix K, M or G, got '1.5G'",
+        ),
+        (["--models=m", "--reload-seconds=-1"], "--reload-seconds (POLYHEAD_RELOAD_SECONDS): "),
         ([], "--models (POLYHEAD_MODELS) is required"),
         (["--models=m", "--port=x"], "--port (POLYHEAD_PORT): Input should be a valid integer"),
         (["--models=m", "--port=65536"], "less than or equal to 65535, got '65536'"),

@@ -81,7 +81,7 @@ class Call:
     @property
     def labels(self) -> tuple[str, str, str]:
         """Of the metrics that tell calls apart."""
-        return self.model, self.version, self.method
+        return self.model, self.metrics.version_label(self.model, self.version), self.method
 
 
 def checked_request_id(source: str, request_id: str) -> str:

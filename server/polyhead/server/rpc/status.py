@@ -11,6 +11,7 @@ from polyhead.server.errors import (
     InvalidInput,
     ModelFailed,
     ModelNotFound,
+    NotAllowed,
     Overloaded,
     Unavailable,
     WrongTask,
@@ -21,6 +22,7 @@ CODES: dict[type[Exception], int] = {
     ModelNotFound: Code.NOT_FOUND,
     WrongTask: Code.FAILED_PRECONDITION,
     ModelFailed: Code.FAILED_PRECONDITION,
+    NotAllowed: Code.PERMISSION_DENIED,
     Overloaded: Code.RESOURCE_EXHAUSTED,
     Unavailable: Code.UNAVAILABLE,
 }
