@@ -8,6 +8,8 @@ TORCH_INDEX ?=
 # Where `make serve` listens.
 PORT ?= 50051
 METRICS_PORT ?= 9464
+# How long `make soak` goes on.
+SECONDS ?= 600
 
 BIN := .venv/bin
 # Training and serving need one part of the installation; the checks need all of it.
@@ -18,7 +20,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-v
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-long test-compose bench lint types imports protos protos-check coverage format clean
+.PHONY: help setup demo serve test test-long test-compose bench soak lint types imports protos protos-check coverage format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +43,9 @@ test-compose: $(CHECKS) ## build the image and run docker-compose.yml for real; 
 
 bench: $(CHECKS) ## measure Polyhead beside llama.cpp, onnxruntime-genai and transformers; writes docs/benchmarks.md
 	$(BIN)/python tests/perf/compare.py
+
+soak: $(CHECKS) ## mixed load on a real server for SECONDS=600, and whether all is as before at the end
+	$(BIN)/python -m tests.perf.soak --seconds $(SECONDS)
 
 lint: $(CHECKS) ## ruff: mistakes and format
 	$(BIN)/ruff check .
