@@ -14,9 +14,11 @@ from rich.table import Table
 
 from polyhead.export.bundle import NAME
 from polyhead.export.errors import ExportError
-from polyhead.export.pipeline import export_checkpoint
+from polyhead.export.huggingface.hub import local_folder
+from polyhead.export.pipeline import ExportOptions, export_source, load_source
+from polyhead.export.quality import read_text
 from polyhead.export.quantize import Quantization
-from polyhead.models.checkpoint import CheckpointError
+from polyhead.models.checkpoint import CheckpointError, Task
 from polyhead.server.manifest import MANIFEST_FILE
 from polyhead.v1 import bundle_pb2
 
@@ -26,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     began = time.perf_counter()
     try:
-        folder = export_checkpoint(
-            arguments.checkpoint, arguments.out, arguments.version, arguments.quantize, arguments.eval_data
-        )
+        text = None if arguments.eval_data is None else read_text(arguments.eval_data)
+        source = load_source(local_folder(arguments.checkpoint), arguments.task, arguments.max_tokens)
+        folder = export_source(source, arguments.out, ExportOptions(arguments.version, arguments.quantize, text))
     except (CheckpointError, ExportError) as error:
         print(f"polyhead export: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -40,11 +42,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "polyhead export", description="Turn a checkpoint into a bundle that `polyhead serve` serves, and verify it."
     )
-    parser.add_argument("checkpoint", type=Path, help="folder that `polyhead train` wrote", metavar="CHECKPOINT")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT",
+        help="a folder that `polyhead train` wrote, one in Hugging Face layout, or OWNER/NAME on the hub",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=_model, required=True, metavar="MODELS/NAME", help="the model, in a models folder"
     )
-    parser.add_argument("--version", type=_version, metavar="N", help="1 or more; default: one after the newest")
+    parser.add_argument("--version", type=_positive, metavar="N", help="1 or more; default: one after the newest")
+    parser.add_argument(
+        "--task", choices=get_args(Task), help="instead of the one that the checkpoint's class stands for"
+    )
+    parser.add_argument(
+        "--max-tokens", type=_positive, metavar="N", help="longest input, if shorter than the checkpoint's"
+    )
     parser.add_argument(
         "--quantize",
         choices=get_args(Quantization),
@@ -66,7 +77,7 @@ def _model(text: str) -> Path:
     return path
 
 
-def _version(text: str) -> int:
+def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return int(text)

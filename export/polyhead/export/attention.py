@@ -75,16 +75,26 @@ def grouped_query_attention(
     return mixed, keys, values
 
 
-def padded_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, heads: int) -> Tensor:
+def padded_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    heads: int,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """`Attention` of ONNX 24 with each row's number of keys: every position looks at all that are not padding.
 
-    query, key, value (B, S, H·D), lengths (B,) int32 -> (B, S, H·D).
+    query, key, value (B, S, H·D), lengths (B,) int32, bias added to the scores (S, S) -> (B, S, H·D). `scale` of the dot
+    products: by default 1/√D.
     """
-    inputs = (query, key, value, None, None, None, lengths.to(torch.int64))
+    inputs = (query, key, value, bias, None, None, lengths.to(torch.int64))
+    scales = {} if scale is None else {"scale": scale}
     mixed, *_ = torch.onnx.ops.symbolic_multi_out(
         "Attention",
         inputs,
-        {"q_num_heads": heads, "kv_num_heads": heads},
+        {"q_num_heads": heads, "kv_num_heads": heads, **scales},
         dtypes=(query.dtype,),
         shapes=(query.shape,),
     )

@@ -10,6 +10,8 @@ from polyhead.export.bundle import choose_target, half_written, publish, write_m
 from polyhead.export.card import model_card
 from polyhead.export.errors import ExportError
 from polyhead.export.exportable import Exportable, ExportableDecoder
+from polyhead.export.huggingface.folder import is_hugging_face
+from polyhead.export.huggingface.importer import import_source
 from polyhead.export.manifest import graph_entry, make_manifest
 from polyhead.export.parity import TOLERANCES
 from polyhead.export.quality import decoder_quality, encoder_quality, read_text
@@ -22,6 +24,7 @@ from polyhead.models.checkpoint import (
     CheckpointConfig,
     CheckpointError,
     Model,
+    Task,
     load_checkpoint,
 )
 from polyhead.server.bundle import Bundle
@@ -63,17 +66,21 @@ def export_checkpoint(
     quantization: Quantization = "none",
     eval_data: Path | None = None,
 ) -> Path:
-    """Export a checkpoint folder to the models folder's `out`; see `export_source`.
+    """Export a checkpoint folder to the models folder's `out`; see `load_source` and `export_source`.
 
     Raises CheckpointError, ExportError.
     """
-    source = load_source(checkpoint)
     text = None if eval_data is None else read_text(eval_data)
-    return export_source(source, out, ExportOptions(version, quantization, text))
+    return export_source(load_source(checkpoint), out, ExportOptions(version, quantization, text))
 
 
-def load_source(checkpoint: Path) -> Source:
-    """A checkpoint folder of `polyhead train`. Raises CheckpointError, ExportError."""
+def load_source(checkpoint: Path, task: Task | None = None, max_tokens: int | None = None) -> Source:
+    """A checkpoint folder of `polyhead train`, or one in Hugging Face layout, for which `task` and `max_tokens` can say
+    otherwise than the checkpoint. Raises CheckpointError, ExportError."""
+    if is_hugging_face(checkpoint):
+        return import_source(checkpoint, task, max_tokens)
+    if task or max_tokens:
+        raise ExportError(f"{checkpoint}: --task and --max-tokens are for checkpoints in Hugging Face layout")
     config, model = load_checkpoint(checkpoint)
     path = checkpoint / TOKENIZER_FILE
     try:

@@ -137,20 +137,35 @@ def _export(
             optimize=False,
         )
         assert program is not None
-        _name_weights(program.model.graph)
+        _name_weights(program.model.graph, module)
         program.optimize()
     _drop_metadata(program.model)
     return program.model
 
 
-def _name_weights(graph: ir.Graph) -> None:
-    """`source.model.blocks.0.up.weight` becomes `blocks.0.up.weight`; what folding makes of its transpose `….weight.T`."""
+def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
+    """`source.model.blocks.0.up.weight` becomes `blocks.0.up.weight`; what folding makes of its transpose `….weight.T`. One
+    that the model knows by several names gets the first of them, which is how a checkpoint stores it."""
+    tensors = dict(module.named_parameters(remove_duplicate=False))
+    first = {id(tensor): name for name, tensor in module.named_parameters()}
     for weight in list(graph.initializers.values()):
-        weight.name = str(weight.name).removeprefix("source.model.")
+        if not weight.uses():
+            del graph.initializers[str(weight.name)]
+            continue
+        name = str(weight.name)
+        name = first[id(tensors[name])] if name in tensors else name
+        weight.name = name.removeprefix("source.model.")
+    transposed: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
     for node in graph:
         source = node.inputs[0] if node.op_type == "Transpose" else None
-        if source is not None and source.is_initializer():
-            node.outputs[0].name = f"{source.name}.T"
+        if source is None or not source.is_initializer():
+            continue
+        key = (source, tuple(node.attributes.get_ints("perm", ())))
+        if key in transposed:  # by one layer that is used twice
+            node.outputs[0].replace_all_uses_with(transposed[key])
+            continue
+        transposed[key] = node.outputs[0]
+        node.outputs[0].name = f"{source.name}.T"
 
 
 def _drop_metadata(model: ir.Model) -> None:
@@ -165,12 +180,14 @@ def _drop_metadata(model: ir.Model) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter warns of operators of packages nobody asked for, and of itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

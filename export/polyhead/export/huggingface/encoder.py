@@ -1,0 +1,136 @@
+"""transformers' encoders with a head that classifies, or one that embeds."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyhead.export.attention import padded_attention
+from polyhead.export.exportable import EncoderSizes, ExportableEncoder, Floats
+from polyhead.export.huggingface.attention import attention_of, merge_heads, split_heads
+from polyhead.export.huggingface.sentences import SentenceHead
+from polyhead.export.huggingface.substitutes import substitutes
+
+FAR = -1e30
+"""Added to the scores of keys outside a window. Finite, so that a row of padding that sees none stays a number."""
+
+
+class HuggingFaceEncoder(ExportableEncoder):
+    """An encoder of transformers; where its attention is a function of query, key and value, that becomes nodes that know
+    each row's length, and elsewhere (MPNet, DeBERTa) it stays what transformers computes with a mask."""
+
+    def __init__(self, model: Any, max_tokens: int) -> None:
+        """`max_tokens`: longest input. Subclasses set `sizes` from it."""
+        super().__init__()
+        self.model = model
+        self.max_tokens = max_tokens
+
+    def run(self, input_ids: Tensor, lengths: Tensor) -> Any:
+        """transformers' output for right-padded rows. Traced."""
+        mask = torch.arange(input_ids.shape[1]) < lengths[:, None]  # (B, S)
+        if not getattr(self.model, "_supports_attention_backend", False):
+            return self.model(input_ids=input_ids, attention_mask=mask.long())
+        with attention_of(self.model, over_rows(lengths)):
+            return self.model(input_ids=input_ids, attention_mask=mask.long())
+
+    @torch.inference_mode()
+    def reference(self, ids: NDArray[np.int64]) -> Floats:
+        row = torch.from_numpy(ids)[None]
+        output = self.head(self.model(input_ids=row, attention_mask=torch.ones_like(row)), torch.tensor([len(ids)]))
+        array: Floats = output[0].numpy()
+        return array
+
+    def encode(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        return self.head(self.run(input_ids, lengths), lengths)
+
+    def head(self, output: Any, lengths: Tensor) -> Tensor:
+        """Probabilities or embeddings (B, outputs) of transformers' output."""
+        raise NotImplementedError
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        with substitutes(self.model, self.max_tokens):
+            yield
+
+
+class HuggingFaceClassifier(HuggingFaceEncoder):
+    """Of several classes one, or, with one label or `multi_label_classification`, each by itself between 0 and 1."""
+
+    output = "probabilities"
+    pooling = None
+
+    def __init__(self, model: Any, max_tokens: int) -> None:
+        super().__init__(model, max_tokens)
+        config = model.config
+        self.sizes = EncoderSizes(config.vocab_size, max_tokens, config.num_labels)
+        self.each_by_itself = config.num_labels == 1 or config.problem_type == "multi_label_classification"
+
+    def head(self, output: Any, lengths: Tensor) -> Tensor:
+        logits: Tensor = output.logits
+        return logits.sigmoid() if self.each_by_itself else logits.softmax(-1)
+
+
+class HuggingFaceEmbedder(HuggingFaceEncoder):
+    """The token vectors through sentence-transformers' steps."""
+
+    output = "embeddings"
+
+    def __init__(self, model: Any, max_tokens: int, steps: SentenceHead) -> None:
+        super().__init__(model, max_tokens)
+        self.steps = steps
+        self.normalized = steps.normalized
+        self.pooling = steps.ways[0] if len(steps.ways) == 1 else None
+        with torch.inference_mode():
+            hidden = torch.zeros(1, 1, model.config.hidden_size)
+            outputs = steps(hidden, torch.ones(1, dtype=torch.int32)).shape[-1]
+        self.sizes = EncoderSizes(model.config.vocab_size, max_tokens, outputs)
+
+    def head(self, output: Any, lengths: Tensor) -> Tensor:
+        embeddings: Tensor = self.steps(output.last_hidden_state, lengths)
+        return embeddings
+
+
+def over_rows(lengths: Tensor) -> Any:
+    """The attention function that puts a node over rows of these lengths (B,) for each layer."""
+
+    def attend(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        heads, size = query.shape[1], query.shape[3]
+        flat = (merge_heads(query), merge_heads(key), merge_heads(value))
+        window = None if sliding_window is None else window_mask(query.shape[2], sliding_window)
+        mixed = padded_attention(*flat, lengths, heads, size**-0.5 if scaling is None else float(scaling), window)
+        return split_heads(mixed, heads), None
+
+    return attend
+
+
+def window_mask(positions: int, window: int) -> Tensor:
+    """(S, S): 0 where two positions are fewer than `window` apart, as transformers counts, else FAR."""
+    where = torch.arange(positions)
+    near = (where[:, None] - where[None]).abs() < window
+    return torch.where(near, 0.0, FAR)
+
+
+def longest_input(model: nn.Module, tokenizer_limit: int | None, sentence_limit: int | None) -> int:
+    """Tokens: as many as there are positions, if the tokenizer or sentence-transformers name no smaller limit.
+
+    Models of RoBERTa's kind count positions from behind the padding id.
+    """
+    positions = int(model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            positions = module.num_embeddings - module.padding_idx - 1
+    return min(limit for limit in (positions, tokenizer_limit, sentence_limit) if limit is not None and limit > 0)

@@ -1,0 +1,146 @@
+"""What sentence-transformers puts behind a model: the steps that modules.json lists."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polyhead.export.errors import ExportError
+from polyhead.export.exportable import Pooling
+from polyhead.export.huggingface.folder import read_json, read_list
+from polyhead.export.huggingface.pooling import pool
+from polyhead.models.checkpoint import CheckpointError
+
+POOLINGS: dict[str, Pooling] = {
+    "cls": "cls",
+    "mean": "mean",
+    "max": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt_length",
+    "weightedmean": "weighted_mean",
+    "lasttoken": "last",
+}
+"""By sentence-transformers' names."""
+
+FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""How it wrote them before `pooling_mode`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """An entry of modules.json."""
+
+    kind: str
+    """`Transformer`, `Pooling`, `Dense`, `Normalize` …"""
+    folder: Path
+
+    def config(self) -> dict[str, Any]:
+        return read_json(self.folder / "config.json")
+
+
+def read_steps(folder: Path) -> list[Step]:
+    """Of modules.json; a Transformer comes first. Raises CheckpointError."""
+    path = folder / "modules.json"
+    entries = read_list(path)
+    try:
+        steps = [Step(str(entry["type"]).rsplit(".", 1)[-1], folder / str(entry["path"])) for entry in entries]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: malformed: {error}") from error
+    if not steps or steps[0].kind != "Transformer":
+        raise ExportError(f"{path}: the first module must be a Transformer, is {steps[0].kind if steps else 'missing'}")
+    return steps
+
+
+class SentenceHead(nn.Module):
+    """Pooling and what follows it: (B, S, C), (B,) -> (B, embedding)."""
+
+    def __init__(self, ways: tuple[Pooling, ...] = ("mean",), steps: tuple[nn.Module, ...] = ()) -> None:
+        super().__init__()
+        self.ways = ways
+        self.steps = nn.ModuleList(steps)
+
+    @property
+    def normalized(self) -> bool:
+        return bool(self.steps) and isinstance(self.steps[-1], Normalize)
+
+    def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        x = pool(hidden, lengths, self.ways)
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+class Normalize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1)
+
+
+class Dense(nn.Module):
+    """A linear layer and an activation function."""
+
+    def __init__(self, linear: nn.Linear, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated: Tensor = self.activation(self.linear(x))
+        return activated
+
+
+def sentence_head(steps: list[Step]) -> SentenceHead:
+    """Of the steps behind the Transformer. Raises CheckpointError, ExportError for a step that can't be imported."""
+    if len(steps) < 2 or steps[1].kind != "Pooling":
+        raise ExportError(f"modules.json: the second module must be a Pooling, there are {[s.kind for s in steps]}")
+    return SentenceHead(_ways(steps[1]), tuple(_module(step) for step in steps[2:] if step.kind != "Dropout"))
+
+
+def _ways(step: Step) -> tuple[Pooling, ...]:
+    config = step.config()
+    mode = config.get("pooling_mode") or [name for flag, name in FLAGS.items() if config.get(flag)]
+    names = [mode] if isinstance(mode, str) else list(mode)
+    unknown = [name for name in names if name not in POOLINGS]
+    if unknown or not names:
+        raise ExportError(
+            f"{step.folder}: pooling must be among {', '.join(POOLINGS)}, is {', '.join(unknown) or 'none'}"
+        )
+    return tuple(POOLINGS[name] for name in names)
+
+
+def _module(step: Step) -> nn.Module:
+    if step.kind == "Normalize":
+        return Normalize()
+    if step.kind == "Dense":
+        return _dense(step)
+    raise ExportError(f"modules.json: {step.kind} can't be imported; what can: Pooling, Dense, Normalize, Dropout")
+
+
+def _dense(step: Step) -> Dense:
+    config = step.config()
+    path = step.folder / "model.safetensors"
+    linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+    try:
+        linear.load_state_dict(
+            {name.removeprefix("linear."): weight.float() for name, weight in load_file(path).items()}
+        )
+    except Exception as error:  # safetensors raises its own, undocumented types
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
+    return Dense(linear, _activation(str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))))
+
+
+def _activation(name: str) -> nn.Module:
+    """An activation of torch's, by its full name. Raises ExportError for any other."""
+    kind = getattr(nn, name.rsplit(".", 1)[-1], None) if name.startswith("torch.nn.") else None
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        raise ExportError(f"Dense: activation_function must be a module of torch.nn, is {name}")
+    activation: nn.Module = kind()
+    return activation.eval()
