@@ -22,7 +22,7 @@ from polyhead.server.runtime import threads
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.tokenizer import Tokenizer
 
-LIMITS = GeneratorLimits(max_queue_requests=1024, max_queue_tokens=2**20, prefill_budget_tokens=512)
+LIMITS = GeneratorLimits(max_queue_requests=1024, max_queue_tokens=2**20, prefill_budget_tokens=32)
 SAMPLINGS = {
     "greedy": Sampling(seed=0, temperature=0.0),
     "top-k 50": Sampling(seed=0, top_k=50),

@@ -78,14 +78,15 @@ def filling(bundle: Path) -> tuple[Series, Series]:
             fill(decoder, filled)
             filled += 1
         measured[slots] = resident_bytes() - begin
-    expected = {slots: float(slots * decoder.bytes_per_slot) for slots in SLOTS_FILLED}
+    expected = {slots: float(slots * decoder.memory.bytes_per_slot) for slots in SLOTS_FILLED}
     decoder.close()
     return measured, expected
 
 
 def fill(decoder: Decoder, slot: int) -> None:
     for start in range(0, FILLED, decoder.prefill_chunk):
-        decoder.append(slot, np.arange(decoder.prefill_chunk), start, 1)
+        decoder.prefill(0, [np.arange(decoder.prefill_chunk)], [start], 1)
+    decoder.memory.commit(0, slot, FILLED)
 
 
 def resident_bytes() -> int:

@@ -30,9 +30,9 @@ def open_decoder(folder: Path, rows: int, context: int, longest_chunk: int) -> D
     decoder = Decoder(bundle.graph, bundle.manifest, slots=rows, capacity=context + max(2, longest_chunk))
     ids = np.random.default_rng(0).integers(0, decoder.vocabulary_size, context)
     for start in range(0, context, 64):
-        decoder.append(0, ids[start : start + 64], start, 1)
-    for slot in range(1, rows):
-        decoder.move(0, slot, context)
+        decoder.prefill(0, [ids[start : start + 64]], [start], 1)
+    for slot in range(rows):
+        decoder.memory.commit(0, slot, context)
     return decoder
 
 
@@ -43,8 +43,8 @@ def decode_step(decoder: Decoder, rows: int, context: int) -> Callable[[], objec
 
 
 def prefill_chunk(decoder: Decoder, length: int, context: int) -> Callable[[], object]:
-    """A call that appends `length` tokens to one slot."""
-    return lambda: decoder.append(0, np.arange(length), context, TOP_K)
+    """A call that appends `length` tokens to one lane."""
+    return lambda: decoder.prefill(0, [np.arange(length)], [context], TOP_K)
 
 
 def fastest(

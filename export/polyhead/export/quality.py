@@ -63,7 +63,7 @@ def _graph_losses(decoder: Decoder, window: NDArray[np.int64]) -> NDArray[np.flo
     losses = []
     for start in range(0, len(window) - 1, decoder.prefill_chunk):
         chunk, targets = (window[start + offset : start + offset + decoder.prefill_chunk] for offset in (0, 1))
-        output = decoder.append(0, chunk[: len(targets)], start, 1, every_position=True)
+        output = decoder.prefill(0, [chunk[: len(targets)]], [start], 1, every_position=True)
         losses.append(output.logsumexp - output.logits[np.arange(len(targets)), targets])
     return np.concatenate(losses)
 

@@ -8,6 +8,7 @@ same bits is what a bundle may promise as `traffic_independent`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,11 @@ def prompt_lengths(decoder: Decoder) -> list[int]:
 
 
 def answer(decoder: Decoder, prompts: Sequence[list[int]], steps: int) -> list[Answer]:
-    """Prefill each prompt in chunks, in a slot of its own, then decode all of them together."""
+    """Prefill prompts in chunks, as many together as there are lanes, then decode all of them together."""
     rows = [list(prompt) for prompt in prompts]
     top_k = min(TOP_K, decoder.vocabulary_size)
-    last = [_copy(_prefill(decoder, slot, prompt, top_k)) for slot, prompt in enumerate(prompts)]
+    groups = [range(i, min(i + decoder.lanes, len(rows))) for i in range(0, len(rows), decoder.lanes)]
+    last = [output for group in groups for output in _prefill(decoder, group, prompts, top_k)]
     outputs = [_join(last, np.concatenate)]
     for _ in range(steps):
         for row, token in zip(rows, outputs[-1].topk_ids[:, 0], strict=True):
@@ -93,16 +95,28 @@ def answer(decoder: Decoder, prompts: Sequence[list[int]], steps: int) -> list[A
         outputs.append(_copy(decoder.decode(np.array([row[-1] for row in rows]), past, top_k)))
     steps_of_rows = _join(outputs, partial(np.stack, axis=1))  # (rows, 1 + steps, …)
     return [
-        Answer(row, decoder.cached(i, len(row)).copy(), *(array[i] for array in _arrays(steps_of_rows)))
+        Answer(row, decoder.memory.read(i, len(row)), *(array[i] for array in _arrays(steps_of_rows)))
         for i, row in enumerate(rows)
     ]
 
 
-def _prefill(decoder: Decoder, slot: int, prompt: list[int], top_k: int) -> StepOutput:
-    for start in range(0, len(prompt), decoder.prefill_chunk):
-        chunk = np.array(prompt[start : start + decoder.prefill_chunk])
-        output = decoder.append(slot, chunk, start, top_k)
-    return output
+def _prefill(decoder: Decoder, slots: range, prompts: Sequence[list[int]], top_k: int) -> list[StepOutput]:
+    """Read the prompts of some slots in lanes 0, 1, …, chunk by chunk; what came out of each one's last position."""
+    chunk = decoder.prefill_chunk
+    last: dict[int, StepOutput] = {}
+    for start in range(0, max(len(prompts[slot]) for slot in slots), chunk):
+        for run in _neighbours([lane for lane, slot in enumerate(slots) if len(prompts[slot]) > start]):
+            parts = [np.array(prompts[slots[lane]][start : start + chunk]) for lane in run]
+            output = decoder.prefill(run[0], parts, [start] * len(run), top_k)
+            last |= {lane: output.rows([row]) for row, lane in enumerate(run)}
+    for lane, slot in enumerate(slots):
+        decoder.memory.commit(lane, slot, len(prompts[slot]))
+    return [last[lane] for lane in range(len(slots))]
+
+
+def _neighbours(lanes: Sequence[int]) -> list[list[int]]:
+    """Ascending numbers as runs without a gap."""
+    return [[lane for _, lane in run] for _, run in groupby(enumerate(lanes), lambda place: place[1] - place[0])]
 
 
 def _arrays(output: StepOutput) -> tuple[NDArray[Any], ...]:

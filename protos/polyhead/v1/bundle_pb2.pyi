@@ -396,7 +396,7 @@ Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
 class Cache(_message.Message):
-    """One layer's keys, like its values, are `[slots, kv_heads, capacity, head_size]`."""
+    """One layer's keys, like its values, are `[slots, kv_heads, capacity, head_size]` where rows decode. Prompts are read in fp32."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -404,11 +404,19 @@ class Cache(_message.Message):
     KV_HEADS_FIELD_NUMBER: _builtins.int
     HEAD_SIZE_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
+    KEY_SCALES_FIELD_NUMBER: _builtins.int
+    VALUE_SCALES_FIELD_NUMBER: _builtins.int
     layers: _builtins.int
     kv_heads: _builtins.int
     head_size: _builtins.int
     type: _builtins.str
-    """ONNX element type."""
+    """ONNX element type of the slots: `float` or `int8`."""
+    @_builtins.property
+    def key_scales(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What 1 stands for in a layer's keys and values, one number a layer, above 0. `int8` only."""
+
+    @_builtins.property
+    def value_scales(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -416,10 +424,12 @@ class Cache(_message.Message):
         kv_heads: _builtins.int = ...,
         head_size: _builtins.int = ...,
         type: _builtins.str = ...,
+        key_scales: _abc.Iterable[_builtins.float] | None = ...,
+        value_scales: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_size", b"head_size", "kv_heads", b"kv_heads", "layers", b"layers", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_size", b"head_size", "key_scales", b"key_scales", "kv_heads", b"kv_heads", "layers", b"layers", "type", b"type", "value_scales", b"value_scales"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

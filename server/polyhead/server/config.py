@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     prefix_slots: int = Field(
         4, ge=0, le=4096, description="slots of each decoder that keep beginnings of prompts for the next ones"
     )
-    prefill_budget_tokens: int = Field(64, ge=1, description="prompt tokens read between two steps of generation")
+    prefill_budget_tokens: int = Field(
+        32, ge=1, description="tokens that each prompt gets on by between two steps of generation"
+    )
     default_max_tokens: int = Field(256, ge=1, description="longest answer of a request that does not say, in tokens")
     max_concurrent_calls: int = Field(4096, ge=1, description="calls that may run at the same time; more are rejected")
     max_queue_requests: int = Field(1024, ge=1, description="requests that may wait for a model; more are rejected")

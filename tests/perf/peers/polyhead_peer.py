@@ -18,7 +18,7 @@ from polyhead.server.runtime import threads
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.tokenizer import Tokenizer
 
-LIMITS = GeneratorLimits(max_queue_requests=64, max_queue_tokens=2**20, prefill_budget_tokens=64)
+LIMITS = GeneratorLimits(max_queue_requests=64, max_queue_tokens=2**20, prefill_budget_tokens=32)
 
 
 class Unwatched:

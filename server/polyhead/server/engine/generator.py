@@ -1,7 +1,7 @@
 """Continuous batching (Yu et al. 2022, Orca, section 3): one thread a model that admits, prefills, decodes and samples.
 
-An iteration prefills chunks under a token budget, each in a call of its own, and then gives every decoding row its next token
-in one call. Requests come from event loops under a lock; pieces go back with one call a loop and step.
+An iteration prefills chunks of prompts under a token budget and then gives every decoding row its next token in one call. Requests
+come from event loops under a lock; pieces go back with one call a loop and step.
 """
 
 import asyncio
@@ -43,9 +43,10 @@ class Generator:
         self.slots = decoder.slots
         self._observer = observer
         self._clock = clock
-        self._slots = Slots(decoder.slots, decoder)
-        prefixes = PrefixCache(decoder.slots, decoder.prefix_slots, decoder, decoder.prefill_chunk)
-        self._scheduler = Scheduler(self._slots, prefixes, limits, decoder.prefill_chunk)
+        self._slots = Slots(decoder.slots, decoder.lanes, decoder.memory)
+        chunk_tokens = decoder.prefill_chunk
+        prefixes = PrefixCache(decoder.lanes, decoder.prefix_slots, decoder.memory, chunk_tokens)
+        self._scheduler = Scheduler(self._slots, prefixes, limits, chunk_tokens=chunk_tokens, capacity=decoder.capacity)
         self._stepper = Stepper(decoder, tokenizer, observer, clock)
         self._answers: dict[Sequence, Answer] = {}
         self._deliveries: list[Delivery] = []
@@ -171,11 +172,11 @@ class Generator:
 
     def _iterate(self) -> None:
         """One iteration: prefill under the budget, then one token for every row that decodes."""
-        spent = 0
-        while chunk := self._next_chunk(spent):
-            self._prefill(chunk)
-            self._publish()
-            spent += chunk.end - chunk.start
+        self._scheduler.begin_iteration()
+        while calls := self._next_calls():
+            for chunks in calls:
+                self._prefill(chunks)
+                self._publish()
         if rows := list(self._slots.decoding):
             try:
                 self._hand_out(self._stepper.decode(rows))
@@ -184,37 +185,49 @@ class Generator:
                 for sequence in rows:
                     self._fail(sequence, error)
 
-    def _next_chunk(self, spent: int) -> Chunk | None:
+    def _next_calls(self) -> list[list[Chunk]]:
         for sequence in self._scheduler.admitted:
             if sequence.ended:
                 self._release(sequence)
-        self._admit()
-        with self._wake:
-            return self._scheduler.next_chunk(spent)
+        while self._admit():
+            pass
+        return self._scheduler.next_calls()
 
-    def _admit(self) -> None:
+    def _admit(self) -> bool:
         with self._wake:
             sequence = self._scheduler.admit()
             self._observer.queue_size(self._scheduler.waiting)
         self._observer.running(self._slots.used)
-        if sequence:
-            try:
-                self._scheduler.restore_prefix(sequence)
-                self._stepper.begin(sequence)
-            except Exception as error:
-                log.exception("a request could not begin")
-                self._fail(sequence, error)
-
-    def _prefill(self, chunk: Chunk) -> None:
-        """A call of its own, so that its failure is its own."""
+        if sequence is None:
+            return False
         try:
-            out = self._stepper.prefill(chunk)
-            self._scheduler.prefilled(chunk)
-            if chunk.is_last:
-                self._hand_out(self._stepper.first_tokens(chunk.sequence, out))
+            self._scheduler.restore_prefix(sequence)
+            self._stepper.begin(sequence)
         except Exception as error:
-            log.exception("a prefill failed")
-            self._fail(chunk.sequence, error)
+            log.exception("a request could not begin")
+            self._fail(sequence, error)
+        return True
+
+    def _prefill(self, chunks: list[Chunk]) -> None:
+        """One call; if it fails, one for each chunk, so that a failure is only told to whose it is."""
+        try:
+            out = self._stepper.prefill(chunks)
+        except Exception as error:
+            log.exception("a prefill failed", rows=len(chunks))
+            if len(chunks) == 1:
+                self._fail(chunks[0].sequence, error)
+                return
+            for chunk in chunks:
+                self._prefill([chunk])
+            return
+        for row, chunk in enumerate(chunks):
+            try:
+                self._scheduler.prefilled(chunk)
+                if chunk.is_last:
+                    self._hand_out(self._stepper.first_tokens(chunk, out, row))
+            except Exception as error:
+                log.exception("a request could not go on after its prompt")
+                self._fail(chunk.sequence, error)
 
     def _hand_out(self, pieces: Pieces) -> None:
         for sequence, piece in pieces:
@@ -228,9 +241,9 @@ class Generator:
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """An answer can't go on: tell it, free its slot, and let the other samples of its request go before their next step."""
-        if sequence.slot < 0:
+        answer = self._answers.get(sequence)
+        if answer is None:
             return  # gone already, with another sample
-        answer = self._answers[sequence]
         self._deliveries.append((answer, error))
         with self._wake:
             for other, its in self._answers.items():
@@ -238,9 +251,7 @@ class Generator:
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        """Forget an admitted sequence and free its slot."""
-        if sequence.slot < 0:
-            return  # a sibling that went with the first sample
+        """Forget an admitted sequence and free its slot or lane."""
         for gone in self._scheduler.finish(sequence):
             self._answers.pop(gone, None)
             self._stepper.forget(gone)

@@ -1,38 +1,44 @@
-"""The prefix cache: beginnings of prompts kept in slots of their own, so that what many prompts share is prefilled once.
+"""The prefix cache: beginnings of prompts kept in lanes of their own, so that what many prompts share is prefilled once.
 
-Only whole chunks are kept. What a slot holds after a chunk depends on nothing but the tokens up to there (chunks start at fixed
+Only whole chunks are kept. What a lane holds after a chunk depends on nothing but the tokens up to there (chunks start at fixed
 multiples and rows do not influence each other), so an answer from a copy is the same to the bit.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence as Tokens
 from hashlib import blake2b
+from typing import Protocol
 
-from polyhead.server.engine.slots import SlotMemory
+
+class LaneMemory(Protocol):
+    """What the runtime does with the cache itself."""
+
+    def copy_lane(self, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of one lane to another."""
 
 
 class PrefixCache:
-    """Owns the slots `first` to `first + count - 1`; forgets the prefix that was not used for longest."""
+    """Owns the lanes `first` to `first + count - 1`; forgets the prefix that was not used for longest."""
 
-    def __init__(self, first: int, count: int, memory: SlotMemory, chunk_tokens: int) -> None:
+    def __init__(self, first: int, count: int, memory: LaneMemory, chunk_tokens: int) -> None:
         self._memory = memory
         self._chunk_tokens = chunk_tokens
         self._unused = list(range(first, first + count))
-        self._chains: OrderedDict[int, list[bytes]] = OrderedDict()  # by slot; the last one was used last
+        self._chains: OrderedDict[int, list[bytes]] = OrderedDict()  # by lane; the last one was used last
 
-    def restore(self, prompt: Tokens[int], slot: int) -> int:
-        """Copy the longest known beginning of the prompt to a slot; its length, less than the whole prompt, in tokens."""
+    def restore(self, prompt: Tokens[int], lane: int) -> int:
+        """Copy the longest known beginning of the prompt to a lane; its length, less than the whole prompt, in tokens."""
         chain = self._chain(prompt, (len(prompt) - 1) // self._chunk_tokens)
         best = max(self._chains, key=lambda held: _common(self._chains[held], chain), default=None)
         chunks = 0 if best is None else _common(self._chains[best], chain)
         if best is None or not chunks:
             return 0
         self._chains.move_to_end(best)
-        self._memory.move(best, slot, chunks * self._chunk_tokens)
+        self._memory.copy_lane(best, lane, chunks * self._chunk_tokens)
         return chunks * self._chunk_tokens
 
-    def keep(self, prompt: Tokens[int], slot: int) -> None:
-        """Remember the whole chunks of a prompt that a slot holds."""
+    def keep(self, prompt: Tokens[int], lane: int) -> None:
+        """Remember the whole chunks of a prompt that a lane holds."""
         chain = self._chain(prompt, len(prompt) // self._chunk_tokens)
         if not chain or not (self._unused or self._chains):
             return
@@ -41,11 +47,11 @@ class PrefixCache:
                 self._chains.move_to_end(held)
                 return
         target = self._replaced_by(chain)
-        self._memory.move(slot, target, len(chain) * self._chunk_tokens)
+        self._memory.copy_lane(lane, target, len(chain) * self._chunk_tokens)
         self._chains[target] = chain
 
     def _replaced_by(self, chain: list[bytes]) -> int:
-        """A slot for a new chain: that of a beginning of it, else an empty one, else the one not used for longest."""
+        """A lane for a new chain: that of a beginning of it, else an empty one, else the one not used for longest."""
         for held, known in self._chains.items():
             if _common(known, chain) == len(known):
                 self._chains.move_to_end(held)

@@ -1,13 +1,15 @@
 """What the generation engine does next: pure policy, without tensors, threads or time.
 
-Requests wait in one queue, by priority and then first come, first served, bounded in requests and in prompt tokens. An iteration
-spends a budget of tokens on prefill before all decoding rows advance by one token together, so a long prompt cannot stall
-other people's answers for longer than the budget takes. The budget grows where more prompts than answers wait for the model: a
-burst of requests is read first and then answered together. Chunks of a prompt start at multiples of a fixed length: they depend
-on the request alone.
+Requests wait in one queue, by priority and then first come, first served, bounded in requests and in prompt tokens. In an iteration
+each prompt in a lane gets on by a budget of tokens, in the order they came, before all decoding rows advance by one token
+together: so a long prompt stalls neither other people's answers nor the short prompts behind it, and a burst of prompts is read
+several at a time. Chunks start at multiples of a fixed length: they depend on the request alone, and so do an answer's bits.
+Which chunks share a call changes none.
 """
 
 from bisect import insort
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from polyhead.server.engine.prefixes import PrefixCache
@@ -25,11 +27,12 @@ class GeneratorLimits:
     max_queue_tokens: int
     """Prompt tokens that may wait for a slot."""
     prefill_budget_tokens: int
-    """Prompt tokens worked on between two steps of the decoding rows, unless prompts outnumber them; at least one chunk is."""
+    """Tokens that each prompt in a lane gets on by between two steps of the decoding rows; at least one chunk of the first one.
+    All prompts together get on by that times the number of lanes at most."""
 
 
-FIRST_TOKEN_WEIGHT = 3
-"""A prompt that waits for its first token counts as much as so many answers that wait for their next one."""
+MOST_PADDING = 8
+"""Tokens of padding that chunks may cost who share a call: computing them takes about as long as another call takes at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +47,35 @@ class Chunk:
     def is_last(self) -> bool:
         return self.end == len(self.sequence.request.prompt)
 
+    @property
+    def tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def wants_every_position(self) -> bool:
+        return self.sequence.request.prompt_logprobs is not None
+
 
 class Scheduler:
-    """Owns the queue and decides who is prefilled; slots own the rows that decode.
+    """Owns the queue and decides who is prefilled; `slots` owns who sits where.
 
-    What touches the queue (`waiting`, `has_work`, `add`, `remove`, `admit`, `next_chunk`, `drop_waiting`) is called under the
-    engine's lock and takes no time; the rest belongs to the engine's thread.
+    What touches the queue (`waiting`, `has_work`, `add`, `remove`, `admit`, `drop_waiting`) is called under the engine's lock and
+    takes no time; the rest belongs to the engine's thread.
     """
 
-    def __init__(self, slots: Slots, prefixes: PrefixCache, limits: GeneratorLimits, chunk_tokens: int) -> None:
+    def __init__(
+        self, slots: Slots, prefixes: PrefixCache, limits: GeneratorLimits, *, chunk_tokens: int, capacity: int
+    ) -> None:
+        """`capacity`: tokens that a lane holds."""
         self._slots = slots
         self._prefixes = prefixes
         self._limits = limits
         self._chunk_tokens = chunk_tokens
+        self._capacity = capacity
         self._waiting: list[Sequence] = []
         self._waiting_tokens = 0
-        self.prefilling: Sequence | None = None
+        self._prefilling: list[Sequence] = []  # in the order they came
+        self._spent: Counter[Sequence] = Counter()  # tokens of each prompt in this iteration
 
     @property
     def waiting(self) -> int:
@@ -67,13 +83,12 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self.prefilling or self._slots.decoding)
+        return bool(self._waiting or self._prefilling or self._slots.decoding)
 
     @property
     def admitted(self) -> list[Sequence]:
-        """Everyone who holds a slot."""
-        prefilling = [self.prefilling, *self.prefilling.siblings] if self.prefilling else []
-        return [*prefilling, *self._slots.decoding]
+        """Everyone who holds a slot or was promised one."""
+        return [*(x for s in self._prefilling for x in (s, *s.siblings)), *self._slots.decoding]
 
     def add(self, sequence: Sequence, retry_after_seconds: float) -> None:
         """Queue a request. Raises Overloaded if that would overshoot a bound; a lone request always fits in tokens."""
@@ -97,60 +112,65 @@ class Scheduler:
         return True
 
     def admit(self) -> Sequence | None:
-        """Unless a prompt is being read already, give the first waiting request a slot for each of its samples."""
-        if self.prefilling or not self._waiting or self._slots.free < self._waiting[0].request.samples:
+        """Give the first waiting request a lane, if there is one and a slot for each of its samples."""
+        slots, waiting = self._slots, self._waiting
+        if not waiting or not slots.has_free_lane or slots.free < waiting[0].request.samples:
             return None
-        self.prefilling = sequence = self._waiting.pop(0)
+        sequence = waiting.pop(0)
         self._waiting_tokens -= len(sequence.request.prompt)
-        for sample in (sequence, *sequence.siblings):
-            self._slots.acquire(sample)
+        slots.enter(sequence)
+        self._prefilling.append(sequence)
         return sequence
 
     def restore_prefix(self, sequence: Sequence) -> None:
         """Begin an admitted prompt with what the prefix cache has of it, unless every position's logits are wanted."""
         if sequence.request.prompt_logprobs is None:
-            sequence.cached = sequence.cached_prompt = self._prefixes.restore(sequence.request.prompt, sequence.slot)
+            sequence.cached = sequence.cached_prompt = self._prefixes.restore(sequence.request.prompt, sequence.lane)
 
-    def next_chunk(self, spent_tokens: int) -> Chunk | None:
-        """The next chunk to prefill in an iteration that has spent so many tokens already; None: it is time to decode."""
-        sequence = self.prefilling
-        if sequence is None:
-            return None
-        start, prompt = sequence.cached, len(sequence.request.prompt)
-        end = min(prompt, start - start % self._chunk_tokens + self._chunk_tokens)
-        if spent_tokens and spent_tokens + end - start > self._budget():
-            return None
-        return Chunk(sequence, start, end)
+    def begin_iteration(self) -> None:
+        self._spent.clear()
 
-    def _budget(self) -> float:
-        """The limit's, times the weight of the prompts there are slots for against that of the answers under way."""
-        prompts, answers = 1 + min(self.waiting, self._slots.free), len(self._slots.decoding)
-        return self._limits.prefill_budget_tokens * max(1.0, FIRST_TOKEN_WEIGHT * prompts / max(1, answers))
+    def next_calls(self) -> list[list[Chunk]]:
+        """Chunks to prefill next, those of an inner list in one call; none: this iteration has read what it may."""
+        each = self._limits.prefill_budget_tokens
+        chunks: list[Chunk] = []
+        for sequence in self._prefilling:
+            chunk = self._next_chunk(sequence)
+            if self._spent and self._spent.total() + chunk.tokens > each * self._slots.lanes:
+                break
+            if sequence not in self._spent or self._spent[sequence] + chunk.tokens <= each:
+                self._spent[sequence] += chunk.tokens
+                chunks.append(chunk)
+        return shared_calls(chunks, self._capacity)
+
+    def _next_chunk(self, sequence: Sequence) -> Chunk:
+        start = sequence.cached
+        border = start - start % self._chunk_tokens + self._chunk_tokens
+        return Chunk(sequence, start, min(len(sequence.request.prompt), border))
 
     def prefilled(self, chunk: Chunk) -> None:
         """A chunk is in the cache; after the last one the sequence and its siblings decode."""
         sequence = chunk.sequence
         sequence.cached = chunk.end
         if chunk.is_last:
-            self.prefilling = None
-            self._prefixes.keep(sequence.request.prompt, sequence.slot)
+            self._prefilling.remove(sequence)
+            self._prefixes.keep(sequence.request.prompt, sequence.lane)
             self._slots.promote(sequence)
-            for sibling in sequence.siblings:
-                self._slots.fork(sequence, sibling)
 
     def finish(self, sequence: Sequence) -> list[Sequence]:
-        """An admitted sequence ends, for whatever reason: free its slot, and with a prompt's those of all its samples.
+        """A sequence ends, for whatever reason: free its slot, or the lane where its prompt is read for all samples.
 
-        Returns those who are gone.
+        Returns those who are gone: none if it was gone already.
         """
-        leader = self.prefilling
-        if leader and sequence in (leader, *leader.siblings):
-            self.prefilling, gone = None, [leader, *leader.siblings]
-        else:
-            gone = [sequence]
-        for one in gone:
-            self._slots.release(one)
-        return gone
+        if sequence.slot >= 0:
+            self._slots.release(sequence)
+            return [sequence]
+        for leader in self._prefilling:
+            if sequence in (leader, *leader.siblings):
+                self._prefilling.remove(leader)
+                self._slots.leave(leader)
+                return [leader, *leader.siblings]
+        return []
 
     def drop_waiting(self) -> None:
         """Forget everyone who waits."""
@@ -163,3 +183,25 @@ class Scheduler:
         self._slots.check_integrity()
         if not self.has_work:
             assert self._slots.used == 0, f"{self._slots.used} slots are in use by nobody"
+
+
+def shared_calls(chunks: Iterable[Chunk], capacity: int) -> list[list[Chunk]]:
+    """Chunks of neighbouring lanes in one call, unless that costs too much padding, or passes the lanes' capacity."""
+    calls: list[list[Chunk]] = []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.sequence.lane):
+        if calls and _may_join(calls[-1], chunk, capacity):
+            calls[-1].append(chunk)
+        else:
+            calls.append([chunk])
+    return calls
+
+
+def _may_join(call: list[Chunk], chunk: Chunk, capacity: int) -> bool:
+    together = [*call, chunk]
+    longest = max(c.tokens for c in together)
+    return (
+        chunk.sequence.lane == call[-1].sequence.lane + 1
+        and not any(c.wants_every_position for c in together)
+        and sum(longest - c.tokens for c in together) <= MOST_PADDING
+        and all(c.start + longest <= capacity for c in together)
+    )

@@ -129,10 +129,13 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     """Generated so far."""
     cached: int = 0
-    """Tokens in its slot."""
+    """Tokens in its lane or slot."""
     cached_prompt: int = 0
     """Of these, tokens of the prompt that came from the prefix cache."""
+    lane: int = -1
+    """Where its prompt is read; -1 before and after."""
     slot: int = -1
+    """Where it decodes; -1 before and after."""
     ended: bool = False
     """The caller left: the slot is freed before the next step."""
     started: float = 0.0

@@ -1,4 +1,5 @@
-"""Who sits in which cache slot. Slots that decode are 0, 1, 2, … without a gap, so that a step never computes for idle rows."""
+"""Who sits where in the cache: prompts are read in lanes, answers decode in slots 0, 1, 2, … without a gap, so that a step never
+computes for idle rows."""
 
 from typing import Protocol
 
@@ -8,72 +9,70 @@ from polyhead.server.engine.sequence import Sequence
 class SlotMemory(Protocol):
     """What the runtime does with the cache itself; lengths in tokens."""
 
+    def commit(self, lane: int, slot: int, length: int) -> None:
+        """Copy the first tokens of a lane to a slot."""
+
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of one slot to another."""
 
-    def swap(self, first: int, second: int, length: int) -> None:
-        """Exchange the first tokens of two slots."""
-
 
 class Slots:
-    """Owns the assignment of sequences to slots; sets each sequence's `slot`."""
+    """Owns the assignment of sequences to lanes and slots; sets each sequence's `lane` and `slot`."""
 
-    def __init__(self, count: int, memory: SlotMemory) -> None:
+    def __init__(self, count: int, lanes: int, memory: SlotMemory) -> None:
+        self._count = count
         self._memory = memory
-        self._slots: list[Sequence | None] = [None] * count
+        self.lanes = lanes
+        self._lanes: list[Sequence | None] = [None] * lanes
         self.decoding: list[Sequence] = []
         """By slot: decoding[i] sits in slot i."""
 
     @property
     def used(self) -> int:
-        return sum(sequence is not None for sequence in self._slots)
+        """Slots of rows that decode, and those that the samples of prompts in lanes will need."""
+        return len(self.decoding) + sum(s.request.samples for s in self._lanes if s)
 
     @property
     def free(self) -> int:
-        return len(self._slots) - self.used
+        return self._count - self.used
 
-    def acquire(self, sequence: Sequence) -> None:
-        """Give a free slot to a sequence whose prefill begins: the one where it will decode, if that is free."""
-        slot = self._slots.index(None, len(self.decoding))
-        self._slots[slot] = sequence
-        sequence.slot = slot
+    @property
+    def has_free_lane(self) -> bool:
+        return None in self._lanes
+
+    def enter(self, sequence: Sequence) -> None:
+        """Give a lane to a sequence whose prefill begins."""
+        sequence.lane = self._lanes.index(None)
+        self._lanes[sequence.lane] = sequence
 
     def promote(self, sequence: Sequence) -> None:
-        """Its prefill ended: bring it to the end of the slots that decode."""
-        source, target = sequence.slot, len(self.decoding)
-        other = self._slots[target]
-        if other is None:
-            self._memory.move(source, target, sequence.cached)
-        elif other is not sequence:
-            self._memory.swap(source, target, max(sequence.cached, other.cached))
-            other.slot = source
-        self._slots[source] = None if other is sequence else other
-        self._slots[target] = sequence
-        sequence.slot = target
-        self.decoding.append(sequence)
+        """Its prefill ended: it and its siblings, who share the prompt, get the next slots."""
+        for sample in (sequence, *sequence.siblings):
+            sample.slot, sample.cached = len(self.decoding), sequence.cached
+            self._memory.commit(sequence.lane, sample.slot, sample.cached)
+            self.decoding.append(sample)
+        self.leave(sequence)
 
-    def fork(self, sequence: Sequence, sibling: Sequence) -> None:
-        """Let a sibling, which has a slot already, go on from where the sequence is."""
-        self._memory.move(sequence.slot, sibling.slot, sequence.cached)
-        sibling.cached = sequence.cached
-        self.promote(sibling)
+    def leave(self, sequence: Sequence) -> None:
+        """Free its lane."""
+        self._lanes[sequence.lane] = None
+        sequence.lane = -1
 
     def release(self, sequence: Sequence) -> None:
-        """Free its slot; if it decoded, the last one that decodes moves into the gap."""
-        slot = sequence.slot
-        self._slots[slot] = None
-        if slot < len(self.decoding) and self.decoding[slot] is sequence:
-            last = self.decoding.pop()
-            if last is not sequence:
-                self._memory.move(last.slot, slot, last.cached)
-                self._slots[last.slot], self._slots[slot] = None, last
-                self.decoding[slot] = last
-                last.slot = slot
+        """Free its slot; the last one that decodes moves into the gap."""
+        slot, last = sequence.slot, self.decoding.pop()
+        if last is not sequence:
+            self._memory.move(last.slot, slot, last.cached)
+            self.decoding[slot] = last
+            last.slot = slot
         sequence.slot = -1
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless every sequence knows its slot and decoding slots come first."""
-        for slot, sequence in enumerate(self._slots):
-            known = sequence is None or sequence.slot == slot
+        """Raises AssertionError unless every sequence knows its place and the slots suffice for all."""
+        for lane, sequence in enumerate(self._lanes):
+            known = sequence is None or (sequence.lane, sequence.slot) == (lane, -1)
+            assert known, f"lane {lane} holds a sequence that believes to be elsewhere"
+        for slot, sequence in enumerate(self.decoding):
+            known = (sequence.lane, sequence.slot) == (-1, slot)
             assert known, f"slot {slot} holds a sequence that believes to be elsewhere"
-        assert self._slots[: len(self.decoding)] == self.decoding, "the slots that decode are not the first ones"
+        assert self.free >= 0, f"{-self.free} more slots are promised than there are"

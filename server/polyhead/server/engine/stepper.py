@@ -54,26 +54,33 @@ class Stepper:
         self._masks.shutdown()
         self._decoder.close()
 
-    def prefill(self, chunk: Chunk) -> StepOutput:
-        """Put a chunk into the cache; the output's last row is for its last position."""
-        sequence, progress = chunk.sequence, self._progress[chunk.sequence]
-        request = sequence.request
-        if chunk.is_last:
-            self._prepare([sequence, *sequence.siblings])
-        tokens = np.array(request.prompt[chunk.start : chunk.end], np.int64)
-        every = request.prompt_logprobs is not None
-        top_k = self._top_k([sequence]) if chunk.is_last or every else 1
+    def prefill(self, chunks: list[Chunk]) -> StepOutput:
+        """Put chunks of neighbouring lanes into the cache. The output has a row for the last position of each; for a single one that
+        wants every position it has all, the last one last."""
+        for chunk in chunks:
+            if chunk.is_last:
+                self._prepare([chunk.sequence, *chunk.sequence.siblings])
+        first = chunks[0]
+        every = first.wants_every_position
+        top_k = self._top_k([c.sequence for c in chunks if c.is_last or every])
+        prompts = [np.array(c.sequence.request.prompt[c.start : c.end], np.int64) for c in chunks]
         began = self._clock()
-        out = self._decoder.append(sequence.slot, tokens, chunk.start, top_k, every_position=every)
-        self._ran(began, rows=1, tokens=len(tokens), padding=max(0, 2 - len(tokens)))
+        out = self._decoder.prefill(
+            first.sequence.lane, prompts, [c.start for c in chunks], top_k, every_position=every
+        )
+        tokens = sum(c.tokens for c in chunks)
+        computed = max(2, *(c.tokens for c in chunks)) * len(chunks)
+        self._ran(began, rows=len(chunks), tokens=tokens, padding=computed - tokens)
         if every:
-            progress.add_prompt_logprobs(request.prompt[chunk.start + 1 : chunk.end + 1], out)
+            following = first.sequence.request.prompt[first.start + 1 : first.end + 1]
+            self._progress[first.sequence].add_prompt_logprobs(following, out)
         return out
 
-    def first_tokens(self, sequence: Sequence, out: StepOutput) -> Pieces:
-        """After the last chunk: the first token of the sequence and of each sibling."""
-        samples = [sequence, *sequence.siblings]
-        return self._choose(samples, out, [len(out.logits) - 1] * len(samples))
+    def first_tokens(self, chunk: Chunk, out: StepOutput, row: int) -> Pieces:
+        """After a prompt's last chunk, which has that row of a call's output: the first token of each sample."""
+        samples = [chunk.sequence, *chunk.sequence.siblings]
+        place = len(out.logits) - 1 if chunk.wants_every_position else row
+        return self._choose(samples, out, [place] * len(samples))
 
     def decode(self, rows: list[Sequence]) -> Pieces:
         """The next token of every row; rows[i] sits in slot i. Rows that speculate may get several."""
@@ -94,7 +101,7 @@ class Stepper:
         past = sequence.cached
         began = self._clock()
         top_k = self._top_k([sequence])
-        out = self._decoder.append(sequence.slot, tokens, past, top_k, every_position=True)
+        out = self._decoder.extend(sequence.slot, tokens, past, top_k)
         self._ran(began, rows=1, tokens=len(tokens), padding=0)
         pieces: Pieces = []
         for i in range(len(tokens)):

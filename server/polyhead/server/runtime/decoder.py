@@ -1,24 +1,33 @@
-"""A decoder graph and the cache slots it works in.
+"""A decoder graph and the cache it works in.
 
-The slots of a layer are one block of memory, `[slots, kv_heads, capacity, head_size]` for keys and one for values. A call works
-on neighbouring slots; they are bound by address as past and as present, so no call copies or moves what the cache holds.
+A call works on neighbouring lanes or slots of the cache (`cache.py`); they are bound by address as past and as present, so no call
+copies or moves what the cache holds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from polyhead.server.runtime.cache import CacheMemory
 from polyhead.server.runtime.session import TensorInfo, open_session, signature
 from polyhead.v1 import bundle_pb2
 
 Array = NDArray[Any]
 
+LANES = 4
+"""Prompts that can be read at the same time. More would save little: from two chunks of 32 tokens on a call takes as long as
+its tokens, and every lane can take up the memory of a whole prompt in fp32."""
+
 _KEPT_BINDINGS = 256
 _POSITION_OUTPUTS = ("topk_values", "topk_ids", "logsumexp", "logits")
+
+
+Where = Literal["lanes", "slots"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +56,23 @@ class _Binding:
 
 
 class Decoder:
-    """Runs the graph `decoder` of a bundle over a pool of slots. One thread at a time."""
+    """Runs the graph `decoder` of a bundle over its cache. One thread at a time."""
 
     def __init__(
         self, graph: Path, manifest: bundle_pb2.Bundle, *, slots: int, capacity: int, prefix_slots: int = 0
     ) -> None:
-        """Raises BundleError if the graph can't be opened. `capacity`: tokens a slot holds; `prefix_slots`: more slots
-        behind the others, which never decode."""
-        cache = manifest.cache
+        """Raises BundleError if the graph can't be opened. `capacity`: tokens a slot or lane holds; `prefix_slots`: more
+        lanes behind the others, where no prompt is read."""
         self.slots = slots
+        self.lanes = min(slots, LANES)
         self.prefix_slots = prefix_slots
         self.capacity = capacity
         self.prefill_chunk = manifest.limits.prefill_chunk
         self.vocabulary_size = manifest.limits.vocabulary_size
         self._session = open_session(graph)
         self._names = {node.name for node in self._session.get_inputs()}
-        # Zeros come from the system untouched: memory is taken up as slots fill.
-        shape = (2, cache.layers, slots + prefix_slots, cache.kv_heads, capacity, cache.head_size)
-        self._pool = np.zeros(shape, np.float32)
+        self.memory = CacheMemory(manifest.cache, slots=slots, lanes=self.lanes + prefix_slots, capacity=capacity)
+        self._unused = CacheMemory(manifest.cache, slots=1, lanes=1, capacity=1)
         self._decoding: dict[tuple[int, int, int], _Binding] = {}
         self._logits = np.empty((slots, self.vocabulary_size), np.float32)
 
@@ -73,41 +81,44 @@ class Decoder:
         """Inputs and outputs of the graph."""
         return signature(self._session)
 
-    @property
-    def bytes_per_slot(self) -> int:
-        """Memory that a full slot takes."""
-        return self._pool.nbytes // (self.slots + self.prefix_slots)
-
-    def cached(self, slot: int, length: int) -> NDArray[np.float32]:
-        """Keys and values of the first `length` tokens of a slot, (2, layers, kv_heads, length, head_size); a view."""
-        view: NDArray[np.float32] = self._pool[:, :, slot, :, :length]
-        return view
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` tokens of one slot to another."""
-        self._pool[:, :, target, :, :length] = self._pool[:, :, source, :, :length]
-
-    def swap(self, first: int, second: int, length: int) -> None:
-        """Exchange the first `length` tokens of two slots."""
-        kept = self._pool[:, :, second, :, :length].copy()
-        self.move(first, second, length)
-        self._pool[:, :, first, :, :length] = kept
-
-    def append(self, slot: int, tokens: Array, past: int, top_k: int, *, every_position: bool = False) -> StepOutput:
-        """Append tokens (S,) to a slot that holds `past` tokens. N is 1, the last position, or S for every position.
+    def prefill(
+        self, lane: int, chunks: Sequence[Array], past: Sequence[int], top_k: int, *, every_position: bool = False
+    ) -> StepOutput:
+        """Append chunks (S,), right-padded to the longest, to neighbouring lanes from `lane` on, which hold `past` tokens. N is
+        the number of chunks, for the last position of each; every position can only be had of a single chunk.
 
         A single token is padded to two: alone it would take another attention kernel than inside a longer chunk, and the
         answer would depend on where chunks end.
         """
-        count = len(tokens)
-        length = max(count, 2)
-        binding = self._bind(slot, 1, length, np.arange(count) if every_position else np.array([count - 1]), top_k)
+        counts = [len(chunk) for chunk in chunks]
+        length = max(2, *counts)
+        wanted = (
+            np.arange(counts[0]) if every_position else np.array([i * length + n - 1 for i, n in enumerate(counts)])
+        )
+        return self._append("lanes", lane, chunks, past, length, wanted, top_k)
+
+    def extend(self, slot: int, tokens: Array, past: int, top_k: int) -> StepOutput:
+        """Append two or more tokens (S,) to a slot that holds `past` tokens; N is S."""
+        return self._append("slots", slot, [tokens], [past], len(tokens), np.arange(len(tokens)), top_k)
+
+    def _append(
+        self,
+        where: Where,
+        first: int,
+        rows: Sequence[Array],
+        past: Sequence[int],
+        length: int,
+        wanted: Array,
+        top_k: int,
+    ) -> StepOutput:
+        binding = self._bind(where, first, len(rows), length, wanted, top_k)
         inputs = binding.inputs
-        inputs["input_ids"][0, :count] = tokens
-        inputs["input_ids"][0, count:] = 0
-        inputs["seqlens_k"][0] = past + count - 1
-        inputs["query_seqlens"][0] = count
-        inputs["position_ids"][0] = np.arange(past, past + length)
+        for i, (tokens, held) in enumerate(zip(rows, past, strict=True)):
+            count = len(tokens)
+            inputs["input_ids"][i, :count] = tokens
+            inputs["seqlens_k"][i] = held + count - 1
+            inputs["query_seqlens"][i] = count
+            inputs["position_ids"][i] = np.arange(held, held + length)
         self._session.run_with_iobinding(binding.io)
         return binding.output
 
@@ -127,16 +138,16 @@ class Decoder:
         if key not in self._decoding:
             while len(self._decoding) >= _KEPT_BINDINGS:
                 del self._decoding[next(iter(self._decoding))]
-            self._decoding[key] = self._bind(first, rows, 1, np.arange(rows), top_k)
+            self._decoding[key] = self._bind("slots", first, rows, 1, np.arange(rows), top_k)
         return self._decoding[key]
 
     def close(self) -> None:
-        """Let go of the graph and the slots' memory."""
+        """Let go of the graph and the cache's memory."""
         self._decoding.clear()
-        del self._session, self._pool
+        del self._session, self.memory
 
-    def _bind(self, first: int, rows: int, length: int, positions: Array, top_k: int) -> _Binding:
-        """Fix the memory of a call on `rows` slots from `first` on, `length` tokens each; positions (N,) are wanted."""
+    def _bind(self, where: Where, first: int, rows: int, length: int, positions: Array, top_k: int) -> _Binding:
+        """Fix the memory of a call on `rows` slots or lanes from `first` on, `length` tokens each; positions (N,) are wanted."""
         count = len(positions)
         inputs: dict[str, Array] = {
             "input_ids": np.zeros((rows, length), np.int64),
@@ -146,6 +157,7 @@ class Decoder:
             "capacity": np.array(self.capacity, np.int32),
             "logit_positions": positions.astype(np.int64),
             "top_k": np.array([top_k], np.int64),
+            "prefill": np.array([where == "lanes"]),
         }
         if count > len(self._logits):
             self._logits = np.empty((count, self.vocabulary_size), np.float32)
@@ -157,14 +169,24 @@ class Decoder:
         )
         io = self._session.io_binding()
         for name, array in inputs.items():
-            if name in self._names:  # not every graph has position_ids
+            if name in self._names:  # not every graph has position_ids or prefill
                 io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name in _POSITION_OUTPUTS:
             array = getattr(output, name)
             io.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for kind, layers in zip(("key", "value"), self._pool, strict=True):
-            for layer, pool in enumerate(layers):
-                view = pool[first : first + rows]
-                io.bind_input(f"past.{kind}.{layer}", "cpu", 0, view.dtype, view.shape, view.ctypes.data)
-                io.bind_output(f"present.{kind}.{layer}", "cpu", 0, view.dtype, view.shape, view.ctypes.data)
+        memory = self.memory
+        if memory.quantized:  # lanes and slots are inputs of their own, and of either there is always one
+            slots, lanes = memory.slots[:, :, first : first + rows], memory.lanes[:, :, first : first + rows]
+            _bind_cache(io, "past", "present", slots if where == "slots" else self._unused.slots)
+            _bind_cache(io, "lane.past", "lane.present", lanes if where == "lanes" else self._unused.lanes)
+        else:
+            _bind_cache(io, "past", "present", getattr(memory, where)[:, :, first : first + rows])
         return _Binding(io, inputs, output)
+
+
+def _bind_cache(io: ort.IOBinding, past: str, present: str, cache: Array) -> None:
+    """Let each layer work in place on its part of (2, layers, rows, kv_heads, capacity, head_size)."""
+    for kind, layers in zip(("key", "value"), cache, strict=True):
+        for layer, view in enumerate(layers):
+            io.bind_input(f"{past}.{kind}.{layer}", "cpu", 0, view.dtype, view.shape, view.ctypes.data)
+            io.bind_output(f"{present}.{kind}.{layer}", "cpu", 0, view.dtype, view.shape, view.ctypes.data)

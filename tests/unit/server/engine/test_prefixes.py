@@ -9,16 +9,13 @@ CHUNK = 4
 
 
 class Memory:
-    """Slots of tokens."""
+    """Lanes of tokens."""
 
-    def __init__(self, slots: int) -> None:
-        self.slots: list[list[int]] = [[] for _ in range(slots)]
+    def __init__(self, lanes: int) -> None:
+        self.lanes: list[list[int]] = [[] for _ in range(lanes)]
 
-    def move(self, source: int, target: int, length: int) -> None:
-        self.slots[target] = self.slots[source][:length]
-
-    def swap(self, first: int, second: int, length: int) -> None:
-        self.slots[first], self.slots[second] = self.slots[second], self.slots[first]
+    def copy_lane(self, source: int, target: int, length: int) -> None:
+        self.lanes[target] = self.lanes[source][:length]
 
 
 PROMPTS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=14), max_size=20)
@@ -29,19 +26,19 @@ def test_what_is_restored_is_a_beginning_of_the_prompt_in_whole_chunks(prompts: 
     memory = Memory(1 + count)
     prefixes = PrefixCache(1, count, memory, CHUNK)
     for prompt in prompts:
-        memory.slots[0] = [-1] * 20
+        memory.lanes[0] = [-1] * 20
         length = prefixes.restore(prompt, 0)
         assert length % CHUNK == 0
         assert length < len(prompt)
-        assert memory.slots[0][:length] == prompt[:length]
-        memory.slots[0] = list(prompt)
+        assert memory.lanes[0][:length] == prompt[:length]
+        memory.lanes[0] = list(prompt)
         prefixes.keep(prompt, 0)
 
 
 def test_the_longest_known_beginning_is_found_and_the_last_token_is_left_to_compute() -> None:
     memory = Memory(3)
     prefixes = PrefixCache(1, 2, memory, CHUNK)
-    memory.slots[0] = list(range(8))
+    memory.lanes[0] = list(range(8))
     prefixes.keep(range(8), 0)
     assert prefixes.restore([*range(8), 99], 0) == 8
     assert prefixes.restore(range(8), 0) == 4
@@ -53,9 +50,9 @@ def test_a_longer_prompt_takes_the_place_of_its_own_beginning_and_the_least_rece
     memory = Memory(3)
     prefixes = PrefixCache(1, 2, memory, CHUNK)
     for prompt in ([1] * 4, [1] * 8, [2] * 4):
-        memory.slots[0] = list(prompt)
+        memory.lanes[0] = list(prompt)
         prefixes.keep(prompt, 0)
     assert prefixes.restore([1] * 9, 0) == 8
-    memory.slots[0] = [3] * 4
+    memory.lanes[0] = [3] * 4
     prefixes.keep([3] * 4, 0)
     assert (prefixes.restore([1] * 9, 0), prefixes.restore([2] * 5, 0), prefixes.restore([3] * 5, 0)) == (8, 0, 4)

@@ -1,54 +1,76 @@
 """The policy of the generation engine over slots of a memory that only remembers what was moved where."""
 
+from collections import Counter
 from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyhead.server.engine.prefixes import PrefixCache
-from polyhead.server.engine.scheduler import FIRST_TOKEN_WEIGHT, Chunk, Scheduler
+from polyhead.server.engine.scheduler import Chunk, Scheduler
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Sequence, Stopping, sequences_of
 from polyhead.server.engine.slots import Slots
 from polyhead.server.errors import Overloaded
 from tests.decoders import LIMITS
 
 CHUNK = 8
+LANES = 3
+CAPACITY = 50
 
 
 class Ledger:
-    """A cache whose content is the name of the sequence that wrote it."""
+    """A cache whose content is the sequence that wrote it."""
 
     def __init__(self, slots: int) -> None:
-        self.content: list[object] = [None] * slots
+        self.lanes: list[object] = [None] * LANES
+        self.slots: list[object] = [None] * slots
+
+    def commit(self, lane: int, slot: int, length: int) -> None:
+        self.slots[slot] = self.lanes[lane]
 
     def move(self, source: int, target: int, length: int) -> None:
-        self.content[target] = self.content[source]
+        self.slots[target] = self.slots[source]
 
-    def swap(self, first: int, second: int, length: int) -> None:
-        self.content[first], self.content[second] = self.content[second], self.content[first]
+    def copy_lane(self, source: int, target: int, length: int) -> None:
+        self.lanes[target] = self.lanes[source]
 
 
-def sequence(prompt: int, samples: int = 1, priority: int = 0) -> Sequence:
-    stopping = Stopping(max_tokens=4)
-    request = GenerationRequest((1,) * prompt, Sampling(seed=0), stopping, samples=samples, priority=priority)
+def sequence(prompt: int, **options: Any) -> Sequence:
+    request = GenerationRequest((1,) * prompt, Sampling(seed=0), Stopping(max_tokens=4), **options)
     return sequences_of(request, arrived=0.0)
 
 
 def scheduler(slots: int = 4, **limits: int) -> tuple[Scheduler, Slots, Ledger]:
     ledger = Ledger(slots)
-    pool = Slots(slots, ledger)
-    return Scheduler(pool, PrefixCache(slots, 0, ledger, CHUNK), replace(LIMITS, **limits), CHUNK), pool, ledger
+    pool = Slots(slots, LANES, ledger)
+    prefixes = PrefixCache(LANES, 0, ledger, CHUNK)
+    policy = Scheduler(pool, prefixes, replace(LIMITS, **limits), chunk_tokens=CHUNK, capacity=CAPACITY)
+    return policy, pool, ledger
 
 
-def most(policy: Scheduler, pool: Slots) -> float:
-    """How many times the budget an iteration may read at most."""
-    return max(1.0, FIRST_TOKEN_WEIGHT * (policy.waiting + 1) / max(1, len(pool.decoding)))
+def next_calls(policy: Scheduler) -> list[list[Chunk]]:
+    """Of the running iteration."""
+    while policy.admit():
+        pass
+    return policy.next_calls()
 
 
-def next_chunk(policy: Scheduler, spent: int) -> Chunk | None:
-    policy.admit()
-    return policy.next_chunk(spent)
+def prefill_iteration(policy: Scheduler) -> list[list[Chunk]]:
+    """All calls of an iteration, as if they were run."""
+    policy.begin_iteration()
+    ran = []
+    while calls := next_calls(policy):
+        ran += calls
+        for chunk in chain(*calls):
+            policy.prefilled(chunk)
+    return ran
+
+
+def lengths(calls: list[list[Chunk]]) -> list[list[int]]:
+    return [[chunk.tokens for chunk in call] for call in calls]
 
 
 @settings(deadline=None)
@@ -73,20 +95,28 @@ def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_
     while policy.has_work:
         if leavers:
             leaver = leavers.pop()
-            if not policy.remove(leaver) and leaver.slot >= 0:
+            if not policy.remove(leaver):
                 policy.finish(leaver)
-        spent = 0
-        while chunk := next_chunk(policy, spent):
-            assert chunk.start % CHUNK == 0
-            assert chunk.end - chunk.start <= CHUNK
-            assert spent == 0 or spent + chunk.end - chunk.start <= budget * most(policy, pool)
-            if chunk.start == 0:
-                begun.append(chunk.sequence)
-            ledger.content[chunk.sequence.slot] = chunk.sequence
-            policy.prefilled(chunk)
-            spent += chunk.end - chunk.start
+        policy.begin_iteration()
+        ran: list[Chunk] = []
+        while calls := next_calls(policy):
+            policy.check_integrity()
+            for call in calls:
+                first = call[0].sequence.lane
+                assert [chunk.sequence.lane for chunk in call] == list(range(first, first + len(call)))
+                assert all(chunk.start + max(c.tokens for c in call) <= CAPACITY for chunk in call)
+            for chunk in chain(*calls):
+                assert chunk.start % CHUNK == 0
+                assert chunk.tokens <= CHUNK
+                ran.append(chunk)
+                ledger.lanes[chunk.sequence.lane] = chunk.sequence
+                policy.prefilled(chunk)
+        spent = Counter({s: sum(c.tokens for c in ran if c.sequence is s) for s in {c.sequence for c in ran}})
+        assert all(tokens <= max(CHUNK, budget) for tokens in spent.values())
+        assert spent.total() <= max(CHUNK, LANES * budget)
+        begun += sorted((c.sequence for c in ran if c.start == 0), key=sequences.index)
         for s in list(pool.decoding):
-            assert ledger.content[s.slot] is written[s], "the cache moved without its sequence"
+            assert ledger.slots[s.slot] is written[s], "the cache moved without its sequence"
             s.cached += 1
             to_go[s] -= 1
             if to_go[s] == 0:
@@ -112,48 +142,55 @@ def test_the_queue_is_bounded_in_tokens_but_one_request_always_fits() -> None:
         policy.add(sequence(1), 1.0)
 
 
-def test_prefill_stops_at_the_budget_but_one_chunk_is_always_allowed() -> None:
+def test_a_prompt_gets_on_by_its_budget_and_all_together_by_one_for_each_lane() -> None:
+    policy, _, _ = scheduler(slots=20, prefill_budget_tokens=2 * CHUNK)
+    policy.add(sequence(40), 1.0)
+    assert lengths(prefill_iteration(policy)) == [[CHUNK], [CHUNK]]
+    for _ in range(20):
+        policy.add(sequence(5), 1.0)
+    shared = lengths(prefill_iteration(policy))
+    assert shared[0] == [CHUNK, 5, 5]
+    assert sum(map(sum, shared)) <= LANES * 2 * CHUNK < sum(map(sum, shared)) + 5
+
+
+def test_at_least_one_chunk_is_read_however_small_the_budget() -> None:
     policy, _, _ = scheduler(prefill_budget_tokens=1)
     policy.add(sequence(20), 1.0)
-    chunk = next_chunk(policy, 0)
-    assert chunk is not None
-    assert (chunk.start, chunk.end) == (0, CHUNK)
-    policy.prefilled(chunk)
-    assert next_chunk(policy, CHUNK) is None
+    policy.add(sequence(20), 1.0)
+    assert lengths(prefill_iteration(policy)) == [[CHUNK]]
 
 
-def chunks_beside(answers: int, prompts: int, free: int = 0) -> int:
-    """How many chunks an iteration reads at a budget of one, with so many requests in either state and slots beyond them."""
-    policy, _, _ = scheduler(answers + prompts + free, prefill_budget_tokens=CHUNK)
-    for _ in range(answers):
-        policy.add(sequence(1), 1.0)
-        chunk = next_chunk(policy, 0)
-        assert chunk
-        policy.prefilled(chunk)
-    for _ in range(prompts):
-        policy.add(sequence(20 * CHUNK), 1.0)
-    count = 0
-    while chunk := next_chunk(policy, count * CHUNK):
-        policy.prefilled(chunk)
-        count += 1
-    return count
+def test_a_long_prompt_gets_on_by_its_budget_and_short_ones_pass_it() -> None:
+    policy, pool, _ = scheduler(prefill_budget_tokens=CHUNK)
+    long, short = sequence(40), sequence(5)
+    policy.add(long, 1.0)
+    policy.add(short, 1.0)
+    assert lengths(prefill_iteration(policy)) == [[8, 5]]
+    assert (pool.decoding, long.cached) == ([short], 8)
 
 
-def test_the_budget_grows_with_prompts_that_have_a_slot_over_answers_under_way() -> None:
-    assert [chunks_beside(answers, 1) for answers in (15, 3, 2, 1)] == [1, 1, 1, 3]
-    assert [chunks_beside(answers, 16 - answers) for answers in (15, 12, 8, 4, 2)] == [1, 1, 3, 9, 20]
-    assert chunks_beside(1, 1, free=9) == 3, "a free slot alone is nobody's prompt"
-
-
-def test_who_waits_without_a_slot_does_not_count_for_the_budget() -> None:
-    policy, _, _ = scheduler(2, prefill_budget_tokens=CHUNK)
-    for prompt in (1, 20 * CHUNK, *[20 * CHUNK] * 8):
+def test_chunks_of_neighbouring_lanes_share_a_call_unless_padding_costs_more_than_it_saves() -> None:
+    policy, _, _ = scheduler()
+    for prompt in (8, 2, 1):  # the last one's padding would pass MOST_PADDING
         policy.add(sequence(prompt), 1.0)
-    count = 0
-    while chunk := next_chunk(policy, count * CHUNK):
-        policy.prefilled(chunk)
-        count += 1
-    assert count == 3, "one of the first prompt, two of the second"
+    assert lengths(prefill_iteration(policy)) == [[8, 2], [1]]
+
+
+def test_a_lane_is_never_padded_past_its_capacity() -> None:
+    policy, _, _ = scheduler(prefill_budget_tokens=CHUNK)
+    end = sequence(CAPACITY)  # its last chunk has two tokens
+    policy.add(end, 1.0)
+    for _ in range(CAPACITY // CHUNK):
+        prefill_iteration(policy)
+    policy.add(sequence(8), 1.0)
+    assert lengths(prefill_iteration(policy)) == [[2], [8]]
+
+
+def test_a_prompt_whose_every_position_is_wanted_has_calls_of_its_own() -> None:
+    policy, _, _ = scheduler()
+    policy.add(sequence(8), 1.0)
+    policy.add(sequence(8, prompt_logprobs=1), 1.0)
+    assert lengths(prefill_iteration(policy)) == [[8], [8]]
 
 
 def test_a_higher_priority_goes_first_and_equals_in_the_order_they_came() -> None:
@@ -161,8 +198,7 @@ def test_a_higher_priority_goes_first_and_equals_in_the_order_they_came() -> Non
     arrivals = [sequence(1, priority=p) for p in (0, 5, 0, 5)]
     for s in arrivals:
         policy.add(s, 1.0)
-    while chunk := next_chunk(policy, 0):
-        policy.prefilled(chunk)
+    prefill_iteration(policy)
     assert pool.decoding == [arrivals[i] for i in (1, 3, 0, 2)]
 
 
@@ -171,12 +207,8 @@ def test_a_full_pool_lets_the_next_request_wait_until_a_slot_is_free() -> None:
     first, second = sequence(3), sequence(3)
     policy.add(first, 1.0)
     policy.add(second, 1.0)
-    chunk = next_chunk(policy, 0)
-    assert chunk is not None
-    policy.prefilled(chunk)
-    assert next_chunk(policy, 3) is None
+    prefill_iteration(policy)
     assert (policy.waiting, pool.decoding) == (1, [first])
     policy.finish(first)
-    following = next_chunk(policy, 0)
-    assert following is not None
-    assert following.sequence is second
+    prefill_iteration(policy)
+    assert pool.decoding == [second]

@@ -1,0 +1,58 @@
+"""The memory of a decoder's key/value cache: slots, where rows decode, and lanes, where prompts are read.
+
+A slot or lane of a layer is `[kv_heads, capacity, head_size]` for keys and as much for values; those of all rows are one block,
+so that a call works on neighbouring ones by address, without copies. Lanes are fp32. Slots are fp32, or int8 with one scale a
+layer for keys and one for values: a quarter of the memory, and faster to attend over one token at a time, while
+onnxruntime reads a prompt over fp32 faster. So prompts are read in lanes and then committed to slots.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyhead.v1 import bundle_pb2
+
+Floats = NDArray[np.float32]
+
+LARGEST = 127
+"""Of what int8 slots hold; symmetric."""
+
+
+class CacheMemory:
+    """Lengths are in tokens, counted from the beginning of a slot or lane. Zeros come from the system untouched: memory is taken
+    up as slots fill."""
+
+    def __init__(self, cache: bundle_pb2.Cache, *, slots: int, lanes: int, capacity: int) -> None:
+        layer = (cache.kv_heads, capacity, cache.head_size)
+        self.quantized = cache.type == "int8"
+        self.slots = np.zeros((2, cache.layers, slots, *layer), np.int8 if self.quantized else np.float32)
+        self.lanes = np.zeros((2, cache.layers, lanes, *layer), np.float32)
+        scales = np.array([cache.key_scales, cache.value_scales], np.float32)  # (2, layers), or (2, 0) of fp32
+        self._scales = scales.reshape(2, -1, 1, 1, 1)
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Memory that a full slot takes."""
+        return self.slots.nbytes // self.slots.shape[2]
+
+    def commit(self, lane: int, slot: int, length: int) -> None:
+        """Copy what a lane holds to a slot, in the slot's type. Magnitudes beyond what was calibrated become the largest."""
+        source, target = self.lanes[:, :, lane, :, :length], self.slots[:, :, slot, :, :length]
+        if not self.quantized:
+            target[:] = source
+            return
+        for keys_or_values, layers, scales in zip(target, source, self._scales, strict=True):
+            steps = np.rint(layers / scales)
+            keys_or_values[:] = np.clip(steps, -LARGEST, LARGEST, out=steps)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the beginning of one slot to another."""
+        self.slots[:, :, target, :, :length] = self.slots[:, :, source, :, :length]
+
+    def copy_lane(self, source: int, target: int, length: int) -> None:
+        """Copy the beginning of one lane to another."""
+        self.lanes[:, :, target, :, :length] = self.lanes[:, :, source, :, :length]
+
+    def read(self, slot: int, length: int) -> Floats:
+        """Keys and values that a slot holds, (2, layers, kv_heads, length, head_size); a copy."""
+        held = self.slots[:, :, slot, :, :length].astype(np.float32)
+        return held * self._scales if self.quantized else held
