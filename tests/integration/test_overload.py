@@ -8,7 +8,7 @@ from tests.perf.overload import Shape, observe
 from tests.perf.served import served
 
 LIMITS = {"slots": 2, "slot_tokens": 128, "max_queue_requests": 2}
-SHAPE = Shape(2, Uniform(4, 40), Uniform(8, 40), calm_seconds=0.8, over_seconds=2.0)
+SHAPE = Shape(4, Uniform(4, 40), Uniform(8, 40), calm_seconds=0.8, over_seconds=2.0)
 
 
 def test_under_overload_every_request_is_answered_or_rejected_exactly_once(models_folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.perf.overload import Shape, latencies, observe, percentile, summary
 from tests.perf.served import served
 
 SLOTS, QUEUE = 8, 4
-SHAPE = Shape(SLOTS, Uniform(16, 200), Uniform(16, 64), calm_seconds=30.0, over_seconds=120.0)
+SHAPE = Shape(SLOTS + QUEUE, Uniform(16, 200), Uniform(16, 64), calm_seconds=30.0, over_seconds=120.0)
 REJECTED_MILLISECONDS = 20
 GROWTH_BYTES = 16e6
 

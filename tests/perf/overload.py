@@ -45,12 +45,12 @@ class Shape:
     """Of the load; times in seconds."""
 
     streams: int
+    """As many as the server has room for, in slots and queue."""
     prompt: Lengths
     answer: Lengths
     calm_seconds: float
+    """Of each phase but the overload."""
     over_seconds: float
-    capacity: float | None = None
-    """Requests a second; None: measure it."""
 
 
 @dataclass
@@ -145,13 +145,14 @@ class Driver:
     def jobs(self, phase: str, rate: float | None) -> Iterator[GenerateJob]:
         return workload.generate_jobs(phase, rate, self._shape.prompt, self._shape.answer, self._model.max_tokens)
 
-    async def closed(self, phase: str, seconds: float) -> float:
-        """Completed requests a second of as many streams as there are slots."""
+    async def capacity(self, seconds: float) -> float:
+        """Completed requests a second while all slots and the queue are full: of the last three quarters of a closed loop."""
         kept: list[Sent] = []
         began = time.perf_counter()
-        await load.closed_loop(self.jobs(phase, None), self._shape.streams, seconds, self._sender(phase, kept), [])
-        within = [sent for sent in kept if sent.outcome.ended - began <= seconds]
-        return len(within) / seconds
+        sender = self._sender("capacity", kept)
+        await load.closed_loop(self.jobs("capacity", None), self._shape.streams, seconds, sender, [])
+        within = [sent for sent in kept if seconds / 4 < sent.outcome.ended - began <= seconds]
+        return len(within) / (0.75 * seconds)
 
     async def open(self, phase: str, jobs: Iterator[GenerateJob]) -> list[Sent]:
         """What came of every job, in order of sending."""
@@ -183,8 +184,7 @@ async def observe(server: Served, shape: Shape) -> Observed:
     """Put the load on a server that nobody else calls."""
     async with grpc.aio.insecure_channel(server.target, options=CHANNEL_OPTIONS) as channel:
         driver = Driver(server, shape, channel)
-        await driver.closed("warm-up", shape.calm_seconds / 4)
-        capacity = shape.capacity or await driver.closed("capacity", shape.calm_seconds / 2)
+        capacity = await driver.capacity(shape.calm_seconds)
         before = len(server.calls())
         watching = asyncio.create_task(driver.watch())
         calm_jobs = driver.jobs("calm", CALM * capacity)
@@ -247,7 +247,7 @@ def summary(seen: Observed) -> str:
 
 
 def main(options: argparse.Namespace) -> None:
-    shape = Shape(options.slots, options.prompt, options.answer, options.seconds / 3, options.seconds)
+    shape = Shape(options.slots + options.queue, options.prompt, options.answer, options.seconds / 3, options.seconds)
     limits = {"slots": options.slots, "slot_tokens": options.slot_tokens, "max_queue_requests": options.queue}
     with tempfile.TemporaryDirectory() as folder, served(options.models, Path(folder), **limits) as server:
         seen = asyncio.run(observe(server, shape))
