@@ -5,6 +5,8 @@ PolyheadError               code, message, request_id
 │   ├── InvalidInput        a field is empty, too long, out of range or contradicts another one; field, violations
 │   ├── ModelNotFound       no such model or version; the message lists those there are
 │   ├── WrongTask           the model does not do that; the message says what it does
+│   ├── ModelFailed         the model could not be loaded; the message says why
+│   ├── NotAllowed          the server's settings forbid it; the message names the one that allows it
 │   ├── MessageTooLarge     the request or its answer has more bytes than one side takes; the message says how many
 │   └── Unauthenticated     no token or a wrong one
 ├── TemporaryError          the same request may succeed later; retry_after
@@ -76,6 +78,14 @@ class WrongTask(RequestError):
     """The model does not do that task."""
 
 
+class ModelFailed(RequestError):
+    """The model is there, but could not be loaded."""
+
+
+class NotAllowed(RequestError):
+    """The server's settings forbid it."""
+
+
 class MessageTooLarge(RequestError):
     """The request or its answer has more bytes than the server or this client takes in one message."""
 
@@ -118,6 +128,7 @@ class ServerError(PolyheadError):
 _PLAIN: dict[grpc.StatusCode, type[PolyheadError]] = {
     grpc.StatusCode.NOT_FOUND: ModelNotFound,
     grpc.StatusCode.FAILED_PRECONDITION: WrongTask,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowed,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,
@@ -142,6 +153,8 @@ def from_rpc_error(error: grpc.RpcError, request_id: str = "") -> PolyheadError:
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after is None and _TOO_LARGE in message:
         message = f"too large for one call: {message}; send fewer or shorter inputs at once"
         failure = MessageTooLarge(message, code=code, request_id=request_id)
+    elif code is grpc.StatusCode.FAILED_PRECONDITION and _is_model_failure(details):
+        failure = ModelFailed(message, code=code, request_id=request_id)
     elif code in _TEMPORARY:
         failure = _TEMPORARY[code](message, code=code, request_id=request_id, retry_after=retry_after)
     else:
@@ -178,6 +191,11 @@ def _violations(details: status_pb2.Status) -> tuple[FieldViolation, ...]:
     if bad_request is None:
         return ()
     return tuple(FieldViolation(v.field, v.description) for v in bad_request.field_violations)
+
+
+def _is_model_failure(details: status_pb2.Status) -> bool:
+    failure = _find(details, error_details_pb2.PreconditionFailure())
+    return failure is not None and any(violation.type == "MODEL_FAILED" for violation in failure.violations)
 
 
 def _retry_after(details: status_pb2.Status) -> float | None:

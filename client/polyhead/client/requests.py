@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, TypeVar
 from uuid import uuid4
 
 from google.protobuf.message import Message
@@ -136,8 +136,18 @@ def tokenize_request(
     return request
 
 
-def get_model_request(name: str, version: str | None) -> model_pb2.GetModelRequest:
-    request = model_pb2.GetModelRequest()
+_ModelRequest = TypeVar(
+    "_ModelRequest",
+    model_pb2.GetModelRequest,
+    model_pb2.LoadModelRequest,
+    model_pb2.UnloadModelRequest,
+    model_pb2.ReloadModelRequest,
+)
+
+
+def model_request(kind: type[_ModelRequest], name: str, version: str | None) -> _ModelRequest:
+    """A request of that kind, about a model or one of its versions."""
+    request = kind()
     _fill(request, "", ("name", "version"), {"name": name, "version": version})
     return request
 

@@ -31,6 +31,8 @@ _STATES = {
     model_pb2.MODEL_STATE_LOADING: "loading",
     model_pb2.MODEL_STATE_READY: "ready",
     model_pb2.MODEL_STATE_FAILED: "failed",
+    model_pb2.MODEL_STATE_UNLOADED: "unloaded",
+    model_pb2.MODEL_STATE_UNLOADING: "unloading",
 }
 
 
@@ -91,6 +93,9 @@ def model(message: model_pb2.Model) -> Model:
         max_tokens=message.max_tokens,
         load_seconds=message.load_seconds,
         bundle=message.bundle if message.HasField("bundle") else None,
+        aliases={alias.name: alias.share for alias in message.aliases},
+        on_demand=message.on_demand,
+        memory_bytes=message.memory_bytes,
     )
 
 

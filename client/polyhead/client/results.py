@@ -144,9 +144,9 @@ class Model:
     name: str
     version: str
     state: str
-    """`loading`, `ready` or `failed`."""
+    """`loading`, `ready`, `failed`, `unloaded` or `unloading`."""
     reason: str
-    """Why it failed; empty otherwise."""
+    """Why it failed, what its folder lacks, or why it could not be loaded again; empty otherwise."""
     task: str | None
     """`generate`, `classify` or `embed`; None while its manifest could not be read."""
     architecture: str
@@ -155,3 +155,9 @@ class Model:
     load_seconds: float
     bundle: bundle_pb2.Bundle | None = field(default=None, hash=False, repr=False)
     """The whole manifest; only from `model(name)`."""
+    aliases: dict[str, float] = field(default_factory=dict, hash=False)
+    """Names by which requests reach this version, each with the share of its requests, above 0 to 1."""
+    on_demand: bool = False
+    """Loaded at its first request, and unloaded when others need its memory."""
+    memory_bytes: int = 0
+    """What it takes in memory, estimated; 0 while it is not there."""

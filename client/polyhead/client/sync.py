@@ -196,8 +196,26 @@ class Client(BaseClient):
 
     def model(self, name: str, *, version: str | None = None, timeout: float | None = None) -> Model:
         """One model with its whole manifest in `.bundle`; without a version the newest that serves."""
-        request = requests.get_model_request(name, version)
+        request = requests.model_request(model_pb2.GetModelRequest, name, version)
         return responses.model(self._unary(self._models.GetModel, request, timeout).model)
+
+    def load_model(self, name: str, *, version: str | None = None, timeout: float | None = None) -> Model:
+        """Has a version in memory (default: the newest in the server's folder) and returns when it serves; one that is named
+        stays, whatever there is newer. Like the next two only with the server's `--allow-model-control`."""
+        request = requests.model_request(model_pb2.LoadModelRequest, name, version)
+        response = self._unary(self._models.LoadModel, request, timeout)
+        return responses.model(response.model)
+
+    def unload_model(self, name: str, *, version: str | None = None, timeout: float | None = None) -> None:
+        """Takes a version, or all and those to come, out of memory; returns when what ran on it has ended and it is gone."""
+        request = requests.model_request(model_pb2.UnloadModelRequest, name, version)
+        self._unary(self._models.UnloadModel, request, timeout)
+
+    def reload_model(self, name: str, *, version: str | None = None, timeout: float | None = None) -> Model:
+        """Loads a version afresh (default: the newest in the server's folder) beside the one that serves, which it replaces."""
+        request = requests.model_request(model_pb2.ReloadModelRequest, name, version)
+        response = self._unary(self._models.ReloadModel, request, timeout)
+        return responses.model(response.model)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> bool:
         """Whether the server, or one of its models or gRPC services by name, takes requests now."""

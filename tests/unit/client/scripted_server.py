@@ -231,8 +231,24 @@ MODELS = (
         architecture="encoder",
         max_tokens=128,
         load_seconds=0.25,
+        aliases=[model_pb2.Alias(name="canary", share=0.1), model_pb2.Alias(name="stable", share=1)],
+        memory_bytes=3 * 2**19,
     ),
     model_pb2.Model(name="torn", version="2", state=model_pb2.MODEL_STATE_FAILED, reason="bundle.json: not JSON"),
+)
+
+
+BUNDLE = bundle_pb2.Bundle(
+    schema_version=1,
+    parameters=2**40,
+    quantization=bundle_pb2.QUANTIZATION_INT8,
+    traffic_independent=True,
+    labels=["long", "short"],
+    limits=bundle_pb2.Limits(max_tokens=128, vocabulary_size=30_000, padded_lengths=[64, 128]),
+    quality={"accuracy": 0.91},
+    parity=[bundle_pb2.ParityCheck(name="probabilities", shape="1 × 16", error=3e-7, tolerance=5e-5)],
+    made_with={"torch": "2.13"},
+    files=[bundle_pb2.File(path="encoder.onnx", size=2048)],
 )
 
 
@@ -249,7 +265,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         self.script.begin(request)
         for model in MODELS:
             if model.name == request.name and request.version in ("", model.version):
-                found = model_pb2.Model(bundle=bundle_pb2.Bundle(schema_version=1, parameters=2**40))
+                found = model_pb2.Model(bundle=BUNDLE)
                 found.MergeFrom(model)
                 return model_pb2.GetModelResponse(model=found)
         context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.name!r}; there are names, torn")

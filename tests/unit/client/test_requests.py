@@ -10,10 +10,11 @@ from polyhead.client.requests import (
     classify_request,
     embed_request,
     generate_request,
-    get_model_request,
+    model_request,
     tokenize_request,
 )
 from polyhead.v1 import inference_pb2 as pb
+from polyhead.v1.model_pb2 import GetModelRequest
 
 
 def generate(prompt: Any = "hi", **options: Any) -> Any:
@@ -136,7 +137,7 @@ def test_classify_embed_tokenize_and_model_carry_their_settings() -> None:
     tokenize = tokenize_request(["a"], None, None, None, False)
     assert tokenize.HasField("add_special_tokens")
     assert not tokenize.add_special_tokens
-    assert (get_model_request("m", "4").name, get_model_request("m", "4").version) == ("m", "4")
+    assert model_request(GetModelRequest, "m", "4") == GetModelRequest(name="m", version="4")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import sys
 from typing import Any, NoReturn
 
 from polyhead.client.base import DEFAULT_TARGET, DEFAULT_TIMEOUT
-from polyhead.client.cli import bench, commands, generation
+from polyhead.client.cli import bench, commands, generation, models
 from polyhead.client.cli.extras import EXTRAS
-from polyhead.client.cli.values import at_least_one, count, positive_seconds
+from polyhead.client.cli.values import at_least_one, count, model_version, positive_seconds
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,8 +75,16 @@ def _add_tokenize(group: Any) -> None:
 
 
 def _add_models(group: Any) -> None:
-    parser = _add_command(group, "models", "list the models of a server")
-    parser.set_defaults(run=commands.models)
+    parser = _add_command(group, "models", "list, describe, load and unload the models of a server")
+    parser.set_defaults(run=models.models)
+    what = parser.add_mutually_exclusive_group()
+    for flag, purpose in {
+        "--describe": "show all that is known of a model",
+        "--load": "have a version in memory (default: the newest) and wait until it serves",
+        "--unload": "take a version out of memory (default: all, also those to come) and wait until it is gone",
+        "--reload": "load a version afresh (default: the newest) beside the one that serves, and let it take over",
+    }.items():
+        what.add_argument(flag, type=model_version, metavar="NAME[:VERSION]", help=purpose)
 
 
 def _add_health(group: Any) -> None:
@@ -107,7 +115,9 @@ def _add_texts(group: Any, name: str, purpose: str, what: str) -> argparse.Argum
     parser = _add_command(group, name, purpose)
     parser.add_argument("texts", nargs="+", metavar="TEXT", help=f"{what}; - reads the lines of standard input")
     parser.add_argument("--model", metavar="NAME", help="model to use (default: the only one that does the task)")
-    parser.add_argument("--model-version", metavar="N", help="its version (default: the newest that serves)")
+    parser.add_argument(
+        "--model-version", metavar="VERSION", help="its version, or an alias (default: the newest that serves)"
+    )
     parser.add_argument(
         "--concurrency",
         type=at_least_one,

@@ -96,17 +96,6 @@ def tokenize(options: Namespace) -> int:
     )
 
 
-def models(options: Namespace) -> int:
-    with Client(options.target, timeout=options.timeout) as client:
-        found = client.models()
-    if options.json:
-        for model in found:
-            output.print_json(output.model_json(model))
-    else:
-        _print_lines(output.model_lines(found) if found else ["the server has no models"])
-    return 0
-
-
 def health(options: Namespace) -> int:
     # A check says how things are now: it does not try again until they are better.
     with Client(options.target, timeout=options.timeout, retry=RetryPolicy(attempts=1)) as client:

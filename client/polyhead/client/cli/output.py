@@ -12,7 +12,6 @@ from polyhead.client.results import (
     EmbedResult,
     Generation,
     LabelScore,
-    Model,
     Token,
     TokenizeResult,
     TokenLogprob,
@@ -68,11 +67,6 @@ def tokens_json(answer: TokenizeResult) -> dict[str, Any]:
     return {"tokens": [asdict(token) for token in answer.results[0]], **_envelope_json(answer)}
 
 
-def model_json(model: Model) -> dict[str, Any]:
-    names = ("name", "version", "state", "reason", "task", "architecture", "max_tokens", "load_seconds")
-    return {name: getattr(model, name) for name in names}
-
-
 def generation_lines(answer: Generation) -> list[str]:
     """Log-probabilities of the answer's tokens, and of the prompt's under a heading of their own."""
     heading = ["of the prompt:"] if answer.prompt_logprobs else []
@@ -119,25 +113,10 @@ def token_lines(tokens: Sequence[Token]) -> list[str]:
     return [f"{token.id:>8}  {f'{token.start}:{token.end}':>9}  {token.token}" for token in tokens]
 
 
-def model_lines(models: Sequence[Model]) -> list[str]:
-    """A table with a row a model, and under it why a model failed."""
-    head = ("NAME", "VERSION", "TASK", "STATE", "ARCHITECTURE", "MAX TOKENS", "LOADED IN")
-    rows = [
-        (
-            model.name,
-            model.version,
-            model.task or "-",
-            model.state,
-            model.architecture or "-",
-            str(model.max_tokens or "-"),
-            f"{model.load_seconds:.2f} s" if model.load_seconds else "-",
-        )
-        for model in models
-    ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)]
-    reasons = [f"{model.name} {model.version} failed: {model.reason}" for model in models if model.reason]
-    return lines + reasons
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows with their columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _bar(share: float) -> str:

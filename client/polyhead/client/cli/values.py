@@ -28,6 +28,14 @@ def positive_seconds(text: str) -> float:
     return seconds
 
 
+def model_version(text: str) -> tuple[str, str | None]:
+    """`NAME` or `NAME:VERSION`."""
+    name, colon, version = text.partition(":")
+    if not name or (colon and not version):
+        raise argparse.ArgumentTypeError(f"must be NAME or NAME:VERSION, not {text!r}")
+    return name, version or None
+
+
 def token_bias(text: str) -> tuple[int, float]:
     """`ID=VALUE`."""
     token, _, value = text.partition("=")

@@ -4,7 +4,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
-from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, PreconditionFailure, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from polyhead.server.errors import (
@@ -43,6 +43,8 @@ def details_of(error: Exception) -> list[Message]:
     if isinstance(error, InvalidInput):
         violation = BadRequest.FieldViolation(field=error.field, description=shorten(error.description))
         return [BadRequest(field_violations=[violation])]
+    if isinstance(error, ModelFailed):  # told apart from WrongTask, which has the same code
+        return [PreconditionFailure(violations=[PreconditionFailure.Violation(type="MODEL_FAILED")])]
     if isinstance(error, Overloaded):
         return [RetryInfo(retry_delay=duration(error.retry_after_seconds))]
     return []

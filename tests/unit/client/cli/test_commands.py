@@ -262,14 +262,79 @@ def test_a_long_or_broken_title_is_one_short_line(capsys: pytest.CaptureFixture[
 def test_models_is_a_table_with_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "NAME   VERSION  TASK      STATE   ARCHITECTURE  MAX TOKENS  LOADED IN",
-        "names  1        classify  ready   encoder       128         0.25 s",
-        "torn   2        -         failed  -             -           -",
+        "NAME   VERSION  TASK      STATE   ARCHITECTURE  MAX TOKENS  MEMORY   LOADED IN  ALIASES",
+        "names  1        classify  ready   encoder       128         1.5 MiB  0.25 s     canary 10 %, stable",
+        "torn   2        -         failed  -             -           -        -          -",
         "torn 2 failed: bundle.json: not JSON",
     ]
     assert main(["models", "--json"]) == 0
     ready, failed = objects(capsys.readouterr().out)
     assert (ready["task"], ready["max_tokens"], failed["reason"]) == ("classify", 128, "bundle.json: not JSON")
+    assert (ready["aliases"], ready["memory_bytes"]) == ({"canary": 0.1, "stable": 1}, 3 * 2**19)
+
+
+def test_a_model_is_described_by_all_that_its_bundle_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--describe", "names:1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "names, version 1",
+        "",
+        "state                       ready",
+        "aliases                     canary 10 %, stable",
+        "memory                      about 1.5 MiB",
+        "task                        classify",
+        "architecture                encoder",
+        "parameters                  1,099,511,627,776",
+        "quantization                int8",
+        "same answer in any traffic  yes",
+        "labels                      long, short",
+        "size of its files           2 KiB",
+        "",
+        "limits",
+        "  max tokens       128",
+        "  vocabulary size  30,000",
+        "  padded lengths   64, 128",
+        "",
+        "quality, on held-out data",
+        "  accuracy  0.91",
+        "",
+        "differences between torch and the graph",
+        "  probabilities  1 × 16  3.0e-07  at most 5e-05",
+        "",
+        "made with",
+        "  torch  2.13",
+    ]
+    assert main(["models", "--describe", "names", "--json"]) == 0
+    (described,) = objects(capsys.readouterr().out)
+    assert described["bundle"]["quality"] == {"accuracy": 0.91}
+
+
+def test_models_are_loaded_unloaded_and_reloaded(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, named in (("--load", "names:1"), ("--reload", "names"), ("--unload", "names:2")):
+        assert main(["models", flag, named]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()] == ["NAME", "names", "NAME", "names", "unloaded"]
+    sent = [(type(request).__name__, request.name, request.version) for request in server.script.requests]
+    assert sent == [
+        ("LoadModelRequest", "names", "1"),
+        ("ReloadModelRequest", "names", ""),
+        ("UnloadModelRequest", "names", "2"),
+    ]
+
+
+def test_a_server_that_allows_no_model_control_says_which_setting_does(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script.failures.append(Failure(grpc.StatusCode.PERMISSION_DENIED, "the server's --allow-model-control"))
+    assert main(["models", "--unload", "names"]) == 1
+    assert capsys.readouterr().err == "polyhead: the server's --allow-model-control\n"
+
+
+@pytest.mark.parametrize("named", ["", ":1", "names:"])
+def test_a_model_to_load_is_a_name_or_a_name_and_a_version(named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["models", "--load", named])
+    assert end.value.code == 2
+    assert "must be NAME or NAME:VERSION" in capsys.readouterr().err
 
 
 def test_health_is_its_exit_code(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -374,7 +439,7 @@ def test_wrong_usage_is_one_line_and_exit_code_two(
         ("classify", "--top-k --truncate --model --model-version --concurrency"),
         ("embed", "--truncate --json --target --timeout"),
         ("tokenize", "--no-special-tokens"),
-        ("models", "--json --target --timeout"),
+        ("models", "--json --target --timeout --describe --load --unload --reload"),
         (
             "bench generate",
             "--streams --rate --trace --requests --seconds --warmup --seed --prompt-tokens --max-tokens --shared-prefix "
