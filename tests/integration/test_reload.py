@@ -19,11 +19,11 @@ from polyhead.v1 import inference_pb2 as pb
 from polyhead.v1 import model_pb2
 from tests.bundles import CLASSIFIER, EMBEDDER, GENERATOR
 from tests.integration.conftest import Running, Start, endless, until
+from tests.integration.repositories import POLL, answered_by, becomes, embed, listing
 from tests.versions import add_version, relist, remove_version
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-POLL = 0.02
 
 
 @pytest.fixture
@@ -32,30 +32,6 @@ def models(tmp_path: Path) -> Path:
     (tmp_path / "models" / EMBEDDER).mkdir(parents=True)
     add_version(tmp_path / "models", EMBEDDER, 1)
     return tmp_path / "models"
-
-
-async def listing(running: Running) -> dict[str, model_pb2.Model]:
-    response = await running.models.ListModels(model_pb2.ListModelsRequest())
-    return {f"{model.name}:{model.version}": model for model in response.models}
-
-
-async def becomes(running: Running, **states: str) -> dict[str, model_pb2.Model]:
-    """Wait until the embedder has exactly these versions in these states: `v1="READY"`."""
-    wanted = {f"{EMBEDDER}:{version[1:]}": f"MODEL_STATE_{state}" for version, state in states.items()}
-    found: dict[str, model_pb2.Model] = {}
-    async with asyncio.timeout(20):
-        while {name: model_pb2.ModelState.Name(model.state) for name, model in found.items()} != wanted:
-            found = await listing(running)
-    return found
-
-
-async def embed(running: Running, version: str = "", name: str = EMBEDDER) -> pb.EmbedResponse:
-    request = pb.EmbedRequest(model=pb.ModelReference(name=name, version=version), inputs=[pb.Input(text="the cat")])
-    return await running.inference.Embed(request)
-
-
-async def answered_by(running: Running, version: str = "") -> str:
-    return (await embed(running, version)).header.version
 
 
 async def health(running: Running, service: str) -> int:

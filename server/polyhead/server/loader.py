@@ -83,7 +83,7 @@ class Loader:
 
 def memory_needed(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
     """About how many bytes a model takes: its graphs with their weights, and of a decoder all slots when they are full."""
-    weights = sum(file.size for file in manifest.files if file.path != manifest.tokenizer.file)
+    weights = sum(file.size for file in manifest.files if not file.path.endswith((".json", ".md")))
     if manifest.task != bundle_pb2.TASK_GENERATE:
         return weights
     cache, slots = manifest.cache, settings.slots + settings.prefix_slots
