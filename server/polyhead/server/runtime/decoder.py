@@ -69,6 +69,7 @@ class Decoder:
         self.capacity = capacity
         self.prefill_chunk = manifest.limits.prefill_chunk
         self.vocabulary_size = manifest.limits.vocabulary_size
+        self._last_position = manifest.limits.max_tokens - 1
         self._session = open_session(graph)
         self._names = {node.name for node in self._session.get_inputs()}
         self.memory = CacheMemory(manifest.cache, slots=slots, lanes=self.lanes + prefix_slots, capacity=capacity)
@@ -118,7 +119,7 @@ class Decoder:
             inputs["input_ids"][i, :count] = tokens
             inputs["seqlens_k"][i] = held + count - 1
             inputs["query_seqlens"][i] = count
-            inputs["position_ids"][i] = np.arange(held, held + length)
+            inputs["position_ids"][i] = np.minimum(np.arange(held, held + length), self._last_position)  # of padding, too
         self._session.run_with_iobinding(binding.io)
         return binding.output
 
