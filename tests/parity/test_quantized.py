@@ -15,7 +15,7 @@ from polyhead.export.errors import ParityError
 from polyhead.export.own import OwnDecoder
 from polyhead.export.parity import TOLERANCES
 from polyhead.export.quality import decoder_quality
-from polyhead.export.quantize import Quantization, quantize_graph
+from polyhead.export.quantize import Quantization, QuantizationOptions, quantize_graph
 from polyhead.export.to_onnx import export_decoder
 from polyhead.export.verify import answer, verify_decoder
 from polyhead.server.runtime.decoder import Decoder
@@ -28,7 +28,7 @@ tokens = st.integers(0, VOCABULARY - 1)
 @cache
 def graph(quantization: Quantization) -> Path:
     model = export_decoder(OwnDecoder(gpt()))
-    quantize_graph(model, quantization)
+    quantize_graph(model, QuantizationOptions(quantization, smallest_table=0))
     path = Path(mkdtemp(prefix="polyhead-test-")) / "decoder.onnx"
     ir.save(model, path, external_data="decoder.onnx.data")
     return path

@@ -17,7 +17,7 @@ from polyhead.export.errors import ExportError
 from polyhead.export.huggingface.hub import local_folder
 from polyhead.export.pipeline import ExportOptions, export_source, load_source
 from polyhead.export.quality import read_text
-from polyhead.export.quantize import Quantization
+from polyhead.export.quantize import BLOCK, BLOCK_SIZES, Quantization, QuantizationOptions
 from polyhead.models.checkpoint import CheckpointError, Task
 from polyhead.server.manifest import MANIFEST_FILE
 from polyhead.v1 import bundle_pb2
@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         text = None if arguments.eval_data is None else read_text(arguments.eval_data)
         source = load_source(local_folder(arguments.checkpoint), arguments.task, arguments.max_tokens)
-        folder = export_source(source, arguments.out, ExportOptions(arguments.version, arguments.quantize, text))
+        bits = QuantizationOptions(arguments.quantize, arguments.block_size, tuple(arguments.keep_fp32))
+        options = ExportOptions(arguments.version, bits, text, arguments.max_loss)
+        folder = export_source(source, arguments.out, options)
     except (CheckpointError, ExportError) as error:
         print(f"polyhead export: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -63,6 +65,19 @@ def _parser() -> argparse.ArgumentParser:
         help="none: fp32, the default; int4: only decoders",
     )
     parser.add_argument(
+        "--block-size", type=int, choices=BLOCK_SIZES, default=BLOCK, metavar="N",
+        help=f"of int4: weights that share a scale, one of {', '.join(map(str, BLOCK_SIZES))}; default {BLOCK}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-fp32", action="append", default=[], metavar="PATTERN",
+        help="weights that keep their precision, by their name in the checkpoint, such as '*.down_proj.weight'; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-loss", type=_share, metavar="X",
+        help="write nothing if quantization costs more than this share: of perplexity for decoders, of labels for "
+        "classifiers, of cosine and rank agreement for embedders",
+    )  # fmt: skip
+    parser.add_argument(
         "--eval-data", type=Path, metavar="FILE",
         help="UTF-8 text to measure the bundle on; for classify and embed an input a line "
         "(default when quantizing: the text that the training held out)",
@@ -81,6 +96,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}")
+    return share
 
 
 def _report(folder: Path, seconds: float) -> None:

@@ -1,5 +1,6 @@
 """From a checkpoint or a model to a verified bundle."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from polyhead.export.huggingface.folder import is_hugging_face
 from polyhead.export.huggingface.importer import import_source
 from polyhead.export.manifest import graph_entry, make_manifest
 from polyhead.export.parity import TOLERANCES
-from polyhead.export.quality import decoder_quality, encoder_quality, read_text
-from polyhead.export.quantize import Quantization, quantize_graph
+from polyhead.export.quality import decoder_quality, encoder_quality, loss_of, read_text
+from polyhead.export.quantize import Quantization, QuantizationOptions, quantize_graph
 from polyhead.export.source import TOKENIZER_FILE, Source, own_source
 from polyhead.export.to_onnx import export_decoder, export_encoder
 from polyhead.export.verify import Verification, verify_decoder, verify_encoder
@@ -34,6 +35,7 @@ from polyhead.v1 import bundle_pb2
 
 CARD_FILE = "MODEL.md"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+NOT_QUANTIZED = QuantizationOptions()
 VERIFIED_ROWS = 8
 """Prompts that decode together while a decoder is verified."""
 VERIFIED_TOKENS = 512
@@ -46,9 +48,11 @@ class ExportOptions:
 
     version: int | None = None
     """At least 1; by default one more than the newest there."""
-    quantization: Quantization = "none"
+    quantization: QuantizationOptions = NOT_QUANTIZED
     evaluation_text: str | None = None
     """What the graph and torch are both measured on; for classifiers and embedders an input a line."""
+    max_loss: float | None = None
+    """Of `quality.loss_of`; what loses more is not written."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def export_checkpoint(
     Raises CheckpointError, ExportError.
     """
     text = None if eval_data is None else read_text(eval_data)
-    return export_source(load_source(checkpoint), out, ExportOptions(version, quantization, text))
+    return export_source(load_source(checkpoint), out, ExportOptions(version, QuantizationOptions(quantization), text))
 
 
 def load_source(checkpoint: Path, task: Task | None = None, max_tokens: int | None = None) -> Source:
@@ -108,21 +112,32 @@ def export_source(source: Source, out: Path, options: ExportOptions | None = Non
     ParityError, a graph that computes something else.
     """
     options = options or ExportOptions()
-    if options.evaluation_text is None and options.quantization != "none":
+    kind = options.quantization.kind
+    if options.evaluation_text is None and kind != "none":
         options = replace(options, evaluation_text=source.held_out)
+    if options.max_loss is not None and options.evaluation_text is None:
+        raise ExportError("--max-loss needs a text to measure on: --eval-data FILE")
     target = choose_target(out, options.version)
     with half_written(target) as folder:
-        manifest = make_manifest(source, options.quantization)
+        manifest = make_manifest(source, kind)
         write_tokenizer(source, folder, manifest)
         manifest.graphs.append(write_graph(source.model, folder, options.quantization))
         measured = measure(source, Bundle(folder, manifest), options)
         manifest.parity.extend(measured.verification.parity)
         manifest.traffic_independent = measured.verification.traffic_independent
         manifest.quality.update(measured.quality)
+        check_loss(measured.quality, options.max_loss)
         (folder / CARD_FILE).write_text(model_card(out.name, target.name, manifest, source), "utf-8")
         write_manifest(folder, manifest)
         publish(folder, target)
     return target
+
+
+def check_loss(quality: Mapping[str, float], limit: float | None) -> None:
+    """Raises ExportError, with what was measured, where the bits cost more than the limit."""
+    if limit is not None and not (loss := loss_of(quality)) <= limit:
+        measured = ", ".join(f"{name} {figure:.4g}" for name, figure in sorted(quality.items()))
+        raise ExportError(f"the loss is {loss:.4g}, more than --max-loss {limit:g}: {measured}")
 
 
 def write_tokenizer(source: Source, folder: Path, manifest: bundle_pb2.Bundle) -> None:
@@ -133,9 +148,9 @@ def write_tokenizer(source: Source, folder: Path, manifest: bundle_pb2.Bundle) -
         manifest.tokenizer.chat_template = CHAT_TEMPLATE_FILE
 
 
-def write_graph(model: Exportable, folder: Path, quantization: Quantization) -> bundle_pb2.Graph:
+def write_graph(model: Exportable, folder: Path, quantization: QuantizationOptions) -> bundle_pb2.Graph:
     """Save the graph and its weights, and let go of them. Raises ExportError for a model that can't be exported so."""
-    if quantization == "int4" and not isinstance(model, ExportableDecoder):
+    if quantization.kind == "int4" and not isinstance(model, ExportableDecoder):
         raise ExportError("int4 is for models that generate; take int8 for classifiers and embedders")
     graph = export_decoder(model) if isinstance(model, ExportableDecoder) else export_encoder(model)
     quantize_graph(graph, quantization)
@@ -146,7 +161,7 @@ def write_graph(model: Exportable, folder: Path, quantization: Quantization) -> 
 
 def measure(source: Source, bundle: Bundle, options: ExportOptions) -> Measurement:
     """Open the graph as the server will and compare it with the model. Raises ExportError, ParityError, BundleError."""
-    manifest, tolerance, text = bundle.manifest, TOLERANCES[options.quantization], options.evaluation_text
+    manifest, tolerance, text = bundle.manifest, TOLERANCES[options.quantization.kind], options.evaluation_text
     model, tokenizer_json = source.model, source.tokenizer_json
     if isinstance(model, ExportableDecoder):
         slots, capacity = VERIFIED_ROWS, min(VERIFIED_TOKENS, manifest.limits.max_tokens)

@@ -1,5 +1,6 @@
 """What a graph's answers are worth, beside those of the same model in torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from polyhead.export.errors import ExportError
-from polyhead.export.exportable import ExportableDecoder, ExportableEncoder
+from polyhead.export.exportable import ExportableDecoder, ExportableEncoder, Floats
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.runtime.encoder import Encoder
 
+AGREEMENTS = ("agreement_with_fp32", "cosine_to_fp32", "rank_agreement_with_fp32")
 WINDOW = 256
 """Tokens that are predicted from what stands before them in the same window, at most."""
 EVALUATED_TOKENS = 16_384
@@ -70,7 +72,7 @@ def _graph_losses(decoder: Decoder, window: NDArray[np.int64]) -> NDArray[np.flo
 
 def encoder_quality(source: ExportableEncoder, encoder: Encoder, tokenizer_json: str, text: str) -> dict[str, float]:
     """On the lines of a text: `agreement_with_fp32`, the share that gets the label that torch gives it, or `cosine_to_fp32`,
-    the mean cosine between embeddings. Raises ExportError if no line has text."""
+    the mean cosine between embeddings, with `rank_agreement_with_fp32`. Raises ExportError if no line has text."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ExportError("the text for evaluation (--eval-data) must have a line that is not empty")
@@ -82,7 +84,27 @@ def encoder_quality(source: ExportableEncoder, encoder: Encoder, tokenizer_json:
     theirs = np.stack([_graph_output(encoder, ids) for ids in inputs])
     if source.output == "probabilities":
         return {"agreement_with_fp32": float(np.mean(ours.argmax(-1) == theirs.argmax(-1)))}
-    return {"cosine_to_fp32": float(np.mean(np.sum(ours * theirs, axis=-1)))}
+    ours, theirs = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (ours, theirs))
+    quality = {"cosine_to_fp32": float(np.mean(np.sum(ours * theirs, axis=-1)))}
+    if len(inputs) > 2:
+        quality["rank_agreement_with_fp32"] = rank_agreement(ours, theirs)
+    return quality
+
+
+def rank_agreement(ours: Floats, theirs: Floats) -> float:
+    """Spearman's correlation between the cosines of all pairs of rows (N, C) and those of the other's."""
+    pairs = np.triu_indices(len(ours), 1)
+    first, second = ((x @ x.T)[pairs].argsort().argsort() for x in (ours, theirs))
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def loss_of(quality: Mapping[str, float]) -> float:
+    """What the bits cost: the share by which perplexity grew, of labels that changed, or that cosine and rank agreement are
+    short of 1, whichever is more."""
+    losses = [1 - quality[name] for name in AGREEMENTS if name in quality]
+    if "perplexity" in quality:
+        losses.append(quality["perplexity"] / quality["perplexity_fp32"] - 1)
+    return max(losses)
 
 
 def _graph_output(encoder: Encoder, ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -7,12 +7,15 @@ request would change another's answer. The products are exact integers: a row's 
 Weights keep to 7 bits: x86 processors without VNNI add two products of 8 bits in 16, which saturates with 8-bit weights.
 """
 
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from polyhead.export.errors import ExportError
 from polyhead.export.rewrite import (
     MICROSOFT,
     Editor,
@@ -30,24 +33,55 @@ LARGEST_WEIGHT = 63
 """Of 7 bits."""
 LARGEST_ACTIVATION = 127
 BLOCK = 32
-"""Weights of a column that share a scale in int4."""
+"""Weights of a column that share a scale in int4, unless told otherwise."""
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""That MatMulNBits takes."""
+SMALL_TABLE = 2**18
+"""Bytes: fewer are not worth what a model that small loses, for there every token decides (docs/decisions.md)."""
 INT8_ACTIVATIONS = 4
 """`accuracy_level` of MatMulNBits: activations become int8 in blocks, too."""
 
 
-def quantize_graph(model: ir.Model, quantization: Quantization) -> None:
-    """Rewrite every linear layer and the token embeddings of an exported model, in place."""
-    if quantization == "none":
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """How weights lose bits."""
+
+    kind: Quantization = "none"
+    block_size: int = BLOCK
+    """Of int4: weights of a column that share a scale; a power of two of at least 16."""
+    keep_fp32: tuple[str, ...] = ()
+    """Layers that stay as they are: names of weights as in the checkpoint, in shell patterns."""
+
+    smallest_table: int = SMALL_TABLE
+    """Bytes in fp32; a smaller table of token embeddings stays as it is, with the output layer that shares it."""
+
+    def keeps(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.keep_fp32)
+
+    def keeps_table(self, table: ir.Value) -> bool:
+        return self.keeps(str(table.name)) or array(table).nbytes < self.smallest_table
+
+
+def quantize_graph(model: ir.Model, options: QuantizationOptions) -> None:
+    """Rewrite every linear layer and the token embeddings of an exported model, in place. Raises ExportError for a pattern
+    that names no layer."""
+    if options.kind == "none":
         return
     editor = Editor(model.graph)
-    pack_projections(editor)
     table = token_table(model.graph)
     tied = table.inputs[0]
-    quantize_table(editor, table)
+    assert tied is not None
+    check_patterns(options, [str(tied.name), *(layer.name for layer in linear_layers(model.graph))])
+    pack_projections(editor, options.keeps)
+    keeps_table = options.keeps_table(tied)
+    if not keeps_table:
+        quantize_table(editor, table)
     rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for layer in linear_layers(model.graph):
-        if quantization == "int4":
-            to_int4(editor, layer)
+        if options.keeps(layer.name) or (keeps_table and layer.weight is tied):
+            continue
+        if options.kind == "int4":
+            to_int4(editor, layer, options.block_size)
             continue
         source = layer.node.inputs[0]
         assert source is not None
@@ -55,6 +89,13 @@ def quantize_graph(model: ir.Model, quantization: Quantization) -> None:
             rows[source] = quantize_rows(editor, layer.node, source)
         to_row_int8(editor, layer, *rows[source], shared=layer.weight is tied)
     editor.drop_unused_weights()
+
+
+def check_patterns(options: QuantizationOptions, names: list[str]) -> None:
+    """Raises ExportError for a pattern that names none of the weights."""
+    for pattern in options.keep_fp32:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ExportError(f"--keep-fp32 {pattern!r} names no layer; there are {names[0]}, {names[1]} … {names[-1]}")
 
 
 def quantize_rows(editor: Editor, before: ir.Node, source: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -99,10 +140,10 @@ def quantize_table(editor: Editor, gather: ir.Node) -> None:
     editor.replace(gather, editor.add(gather, "Mul", rows, editor.add(gather, "Gather", scale, ids)))
 
 
-def to_int4(editor: Editor, layer: Linear) -> None:
+def to_int4(editor: Editor, layer: Linear, block_size: int) -> None:
     """A linear layer as MatMulNBits, which quantizes its rows by itself."""
     matrix = layer.matrix()
-    blocks, scales = quantize_blocks(matrix)
+    blocks, scales = quantize_blocks(matrix, block_size)
     product = editor.add(
         layer.node,
         "MatMulNBits",
@@ -113,7 +154,7 @@ def to_int4(editor: Editor, layer: Linear) -> None:
         K=matrix.shape[0],
         N=matrix.shape[1],
         bits=4,
-        block_size=BLOCK,
+        block_size=block_size,
         accuracy_level=INT8_ACTIVATIONS,
     )
     editor.replace(layer.node, editor.add(layer.node, "Add", product, layer.bias) if layer.bias else product)
@@ -125,13 +166,13 @@ def quantize_columns(matrix: Floats) -> tuple[NDArray[np.int8], Floats]:
     return np.rint(matrix / scales).astype(np.int8), scales
 
 
-def quantize_blocks(matrix: Floats) -> tuple[NDArray[np.uint8], Floats]:
-    """(K, N) -> pairs of 4-bit numbers (N, blocks, 16), the first of a pair in the lower half, and scales (N, blocks).
+def quantize_blocks(matrix: Floats, block_size: int = BLOCK) -> tuple[NDArray[np.uint8], Floats]:
+    """(K, N) -> pairs of 4-bit numbers (N, blocks, block_size / 2), the first of a pair in the lower half, and scales (N, blocks).
 
     A number n stands for (n - 8) · scale. The largest magnitude of a block becomes -8 exactly, so the scale has its sign.
     """
     K, N = matrix.shape
-    padded = np.pad(matrix.T, ((0, 0), (0, -K % BLOCK))).reshape(N, -1, BLOCK)
+    padded = np.pad(matrix.T, ((0, 0), (0, -K % block_size))).reshape(N, -1, block_size)
     largest = np.take_along_axis(padded, np.abs(padded).argmax(-1)[..., None], -1)  # (N, blocks, 1)
     scales = _nonzero(largest / np.float32(-8))
     numbers = np.clip(np.rint(padded / scales) + 8, 0, 15).astype(np.uint8)

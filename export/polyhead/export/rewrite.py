@@ -1,5 +1,6 @@
 """Finding linear layers in an exported graph and putting other nodes in their place."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,7 @@ def _linear(node: ir.Node) -> Linear | None:
     if node.op_type not in ("MatMul", "Gemm"):
         return None
     weight = node.inputs[1]
-    if weight is None or not weight.is_initializer():
+    if weight is None or not weight.is_initializer() or weight.shape is None or len(weight.shape) != 2:
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     return Linear(node, weight, bool(node.attributes.get_int("transB", 0)), bias)
@@ -95,17 +96,24 @@ def _linear(node: ir.Node) -> Linear | None:
 
 def token_table(graph: ir.Graph) -> ir.Node:
     """The Gather that looks tokens up in their embeddings."""
-    return next(node for node in graph if node.op_type == "Gather" and node.inputs[1] is graph.inputs[0])
+    ids = graph.inputs[0]
+    shaped = {ids, *(node.outputs[0] for node in graph if node.op_type == "Reshape" and node.inputs[0] is ids)}
+    return next(node for node in graph if node.op_type == "Gather" and node.inputs[1] in shaped)
 
 
-def pack_projections(editor: Editor) -> None:
-    """Query, key and value of a layer by one product: GroupQueryAttention takes them side by side as its first input."""
+def pack_projections(editor: Editor, keep: Callable[[str], bool]) -> None:
+    """Query, key and value of a layer by one product: GroupQueryAttention takes them side by side as its first input.
+
+    Not where something stands between the products and the node, such as a rotation, or where one of them is to `keep` its
+    precision.
+    """
     for node in list(editor.graph):
         if node.op_type != "GroupQueryAttention":
             continue
-        parts = [_linear(value.producer()) for value in node.inputs[:3]]  # type: ignore[union-attr, arg-type]
-        layers = [part for part in parts if part is not None]
-        assert len(layers) == 3
+        parts = [_linear(producer) for value in node.inputs[:3] if value and (producer := value.producer())]
+        layers = [part for part in parts if part is not None and part.bias is None and not keep(part.name)]
+        if len(layers) != 3:
+            continue
         names = [layer.name for layer in layers]
         packed = editor.constant("+".join(names), np.concatenate([layer.matrix() for layer in layers], axis=1))
         product = editor.add(layers[0].node, "MatMul", layers[0].node.inputs[0], packed)  # type: ignore[arg-type]
