@@ -11,7 +11,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from polyhead.export.quantize import Quantization, quantize_graph
+from polyhead.export.quantize import Quantization, QuantizationOptions, quantize_graph
 from polyhead.server.constraints import Constraint, Grammar, Kind
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import (
@@ -152,7 +152,7 @@ def traffic_decoder(quantization: Quantization, slots: int, prefix_slots: int) -
 def quantized_graph(quantization: Quantization) -> Path:
     """The tiny decoder, quantized as an export does."""
     model = ir.load(tiny_graph())
-    quantize_graph(model, quantization)
+    quantize_graph(model, QuantizationOptions(quantization, smallest_table=0))
     path = Path(mkdtemp(prefix="polyhead-test-")) / "decoder.onnx"
     ir.save(model, path)
     return path
