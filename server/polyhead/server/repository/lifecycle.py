@@ -28,6 +28,7 @@ from polyhead.server.repository.entry import Entry, Load, State
 from polyhead.server.repository.memory import Holder, Stay, readable, room, staying
 from polyhead.server.repository.policy import Policy
 from polyhead.server.repository.scan import look_into
+from polyhead.server.runtime.memory import trim
 from polyhead.v1 import bundle_pb2
 
 UNFORESEEN = "internal error; the server's log says more"
@@ -266,6 +267,7 @@ class Lifecycle(Catalogue):
         await entry.model.engine.drain()
         await asyncio.to_thread(entry.model.engine.close)
         entry.model, entry.memory, entry.state = None, 0, State.UNLOADED
+        await asyncio.to_thread(trim)
         del self._leaving[entry]
         log.info("model unloaded", model=entry.name, version=entry.version, why=why)
         self._on_change(self, entry)
