@@ -14,8 +14,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from polyhead.client import AsyncClient
-from polyhead.export.pipeline import export_checkpoint
-from polyhead.export.quantize import Quantization
+from polyhead.export.errors import ExportError
+from polyhead.export.pipeline import ExportOptions, export_checkpoint, export_source, load_source
+from polyhead.export.quantize import Quantization, QuantizationOptions
 from polyhead.server.app import serve
 from polyhead.server.bundle import read_bundle
 from polyhead.server.config import Settings
@@ -77,6 +78,18 @@ def test_the_language_model_brings_its_tokens_along() -> None:
     assert manifest.traffic_independent
     assert manifest.limits.max_tokens == 512
     assert manifest.architecture == "llama"
+
+
+@pytest.mark.long
+@needs_stories
+def test_bits_that_cost_more_than_the_limit_are_not_written(tmp_path: Path) -> None:
+    bits = QuantizationOptions("int4", block_size=128)
+    options = ExportOptions(quantization=bits, evaluation_text=published(), max_loss=0.01)
+    with pytest.raises(
+        ExportError, match=r"the loss is \S+, more than --max-loss 0.01: perplexity \S+, perplexity_fp32"
+    ):
+        export_source(load_source(STORIES), tmp_path / "models" / "x", options)
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 @pytest.mark.long

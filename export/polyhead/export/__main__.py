@@ -1,16 +1,13 @@
 """`polyhead export CHECKPOINT --out MODELS/NAME`: write a verified bundle and show how far it is from torch."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from google.protobuf import json_format
 from rich.console import Console
-from rich.table import Table
 
 from polyhead.export.bundle import NAME
 from polyhead.export.errors import ExportError
@@ -18,9 +15,9 @@ from polyhead.export.huggingface.hub import local_folder
 from polyhead.export.pipeline import ExportOptions, export_source, load_source
 from polyhead.export.quality import read_text
 from polyhead.export.quantize import BLOCK, BLOCK_SIZES, Quantization, QuantizationOptions
+from polyhead.export.report import bits_line, parity_table
 from polyhead.models.checkpoint import CheckpointError, Task
-from polyhead.server.manifest import MANIFEST_FILE
-from polyhead.v1 import bundle_pb2
+from polyhead.server.bundle import read_manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,19 +106,13 @@ def _share(text: str) -> float:
 
 
 def _report(folder: Path, seconds: float) -> None:
-    manifest = json_format.ParseDict(json.loads((folder / MANIFEST_FILE).read_text("utf-8")), bundle_pb2.Bundle())
-    table = Table(
-        "compared with torch", "on", "error", "accepted", title=f"{folder.parent.name}, version {folder.name}"
-    )
-    for check in manifest.parity:
-        table.add_row(check.name, check.shape, f"{check.error:.1e}", f"{check.tolerance:.0e}")
+    manifest = read_manifest(folder)
     console = Console()
-    console.print(table)
-    same = "the same" if manifest.traffic_independent else "NOT always the same"
+    console.print(parity_table(f"{folder.parent.name}, version {folder.name}", manifest.parity))
     megabytes = sum(file.size for file in manifest.files) / 1e6
     for name, figure in sorted(manifest.quality.items()):
         console.print(f"{name} {figure:.4g}")
-    console.print(f"A row's bits are {same} alone and among others.")
+    console.print(bits_line(manifest.traffic_independent))
     console.print(f"Wrote {folder} ({megabytes:.1f} MB) in {seconds:.1f} s.")
 
 

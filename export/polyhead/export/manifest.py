@@ -7,9 +7,10 @@ from typing import Final
 import onnx_ir as ir
 
 from polyhead.export.errors import ExportError
-from polyhead.export.exportable import DecoderSizes, ExportableDecoder, ExportableEncoder
+from polyhead.export.exportable import DecoderSizes, ExportableDecoder, ExportableEncoder, Pooling
 from polyhead.export.quantize import Quantization
 from polyhead.export.source import Source
+from polyhead.models.checkpoint import Task
 from polyhead.server.engine.batcher import padded_lengths
 from polyhead.server.manifest import SCHEMA_VERSION
 from polyhead.v1 import bundle_pb2
@@ -18,12 +19,12 @@ PREFILL_CHUNK = 32
 """Tokens; a longer chunk makes other rows wait longer for their next token, a shorter one uses the cores less well. With
 135 M parameters in int8 one of 32 takes as long as a step of 16 rows, and 10 % more a token than one of 64."""
 
-TASKS: Final = {
+TASKS: Final[dict[Task, bundle_pb2.Task.ValueType]] = {
     "generate": bundle_pb2.TASK_GENERATE,
     "classify": bundle_pb2.TASK_CLASSIFY,
     "embed": bundle_pb2.TASK_EMBED,
 }
-POOLINGS: Final = {
+POOLINGS: Final[dict[Pooling | None, bundle_pb2.Pooling.ValueType]] = {
     None: bundle_pb2.POOLING_UNSPECIFIED,
     "mean": bundle_pb2.POOLING_MEAN,
     "cls": bundle_pb2.POOLING_CLS,
@@ -32,7 +33,7 @@ POOLINGS: Final = {
     "weighted_mean": bundle_pb2.POOLING_WEIGHTED_MEAN,
     "last": bundle_pb2.POOLING_LAST,
 }
-QUANTIZATIONS: Final = {
+QUANTIZATIONS: Final[dict[Quantization, bundle_pb2.Quantization.ValueType]] = {
     "none": bundle_pb2.QUANTIZATION_NONE,
     "int8": bundle_pb2.QUANTIZATION_INT8,
     "int4": bundle_pb2.QUANTIZATION_INT4,

@@ -5,7 +5,7 @@ greedy tokens; probabilities and embeddings over padded batches. And every row i
 same bits is what a bundle may promise as `traffic_independent`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -57,21 +57,41 @@ class Answer:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
-def verify_decoder(source: ExportableDecoder, decoder: Decoder, tolerance: float) -> Verification:
-    """Compare a decoder with as many slots as `prompt_lengths` has prompts; `tolerance` is that of parity.TOLERANCES.
+@dataclass(frozen=True)
+class DecoderRun:
+    """The same prompts together and each alone."""
 
-    Raises ParityError.
-    """
+    together: list[Answer]
+    alone: list[Answer]
+    steps: int
+    shape: str
+    """For people."""
+
+    @property
+    def independent(self) -> bool:
+        return all(a.same_bits(b) for a, b in zip(self.alone, self.together, strict=True))
+
+
+def run_decoder(decoder: Decoder) -> DecoderRun:
+    """Random prompts in a decoder with as many slots as `prompt_lengths` has lengths."""
     lengths = prompt_lengths(decoder)
     steps = min(STEPS, decoder.capacity - max(lengths))
     random = np.random.default_rng(0)
     prompts = [random.integers(0, decoder.vocabulary_size, length).tolist() for length in lengths]
     together = answer(decoder, prompts, steps)
-    shape = f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens, {steps} steps"
-    expected = [source.reference(row.tokens, 1 + steps) for row in together]
-    parity = compare_decoder(expected, together, shape, tolerance)
     alone = [answer(decoder, [prompt], steps)[0] for prompt in prompts]
-    return Verification(parity, all(a.same_bits(b) for a, b in zip(alone, together, strict=True)))
+    shape = f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens, {steps} steps"
+    return DecoderRun(together, alone, steps, shape)
+
+
+def verify_decoder(source: ExportableDecoder, decoder: Decoder, tolerance: float) -> Verification:
+    """Compare a decoder with as many slots as `prompt_lengths` has prompts; `tolerance` is that of parity.TOLERANCES.
+
+    Raises ParityError.
+    """
+    run = run_decoder(decoder)
+    expected = [source.reference(row.tokens, 1 + run.steps) for row in run.together]
+    return Verification(compare_decoder(expected, run.together, run.shape, tolerance), run.independent)
 
 
 def prompt_lengths(decoder: Decoder) -> list[int]:
@@ -181,23 +201,45 @@ def _wrong_top_k(row: Answer) -> float:
     return float(np.mean(~right.all(-1)))
 
 
-def verify_encoder(source: ExportableEncoder, encoder: Encoder, tolerance: float) -> Verification:
-    """Compare an encoder over padded batches with torch over single rows without padding. Raises ParityError."""
+@dataclass(frozen=True)
+class EncoderRun:
+    """A padded batch of random rows, together and each alone."""
+
+    rows: list[NDArray[np.int64]]
+    """Without padding."""
+    together: Floats
+    alone: Floats
+    shape: str
+    """For people."""
+
+    @property
+    def independent(self) -> bool:
+        return np.array_equal(self.alone, self.together)
+
+
+def run_encoder(encoder: Encoder, vocabulary_size: int) -> Iterator[EncoderRun]:
+    """Batches padded to the shortest, a middle and the longest length."""
     random = np.random.default_rng(0)
     grid = [length for length in encoder.padded_lengths if length <= LONGEST_INPUT] or encoder.padded_lengths[:1]
-    checks: list[ParityCheck] = []
-    independent = True
     for padded in sorted({grid[0], grid[len(grid) // 2], grid[-1]}):
         shortest = max((length + 1 for length in grid if length < padded), default=1)
         lengths = np.array([shortest, padded, *random.integers(shortest, padded + 1, 5)], np.int32)
-        ids = random.integers(0, source.sizes.vocabulary_size, (len(lengths), padded))
+        ids = random.integers(0, vocabulary_size, (len(lengths), padded))
         ids[np.arange(padded) >= lengths[:, None]] = encoder.pad_token_id
         together = encoder.run(ids, lengths)
-        expected = [source.reference(row[:length]) for row, length in zip(ids, lengths, strict=True)]
-        shape = f"{len(lengths)} rows padded to {padded} tokens"
-        difference = Difference(source.output, worst_error(zip(expected, together, strict=True)), tolerance)
-        require_parity([difference], shape)
-        checks.append(difference.check(shape))
-        alone = [encoder.run(ids[i : i + 1], lengths[i : i + 1])[0] for i in range(len(lengths))]
-        independent &= np.array_equal(alone, together)
+        alone = np.stack([encoder.run(ids[i : i + 1], lengths[i : i + 1])[0] for i in range(len(lengths))])
+        rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+        yield EncoderRun(rows, together, alone, f"{len(lengths)} rows padded to {padded} tokens")
+
+
+def verify_encoder(source: ExportableEncoder, encoder: Encoder, tolerance: float) -> Verification:
+    """Compare an encoder over padded batches with torch over single rows without padding. Raises ParityError."""
+    checks: list[ParityCheck] = []
+    independent = True
+    for run in run_encoder(encoder, source.sizes.vocabulary_size):
+        expected = [source.reference(row) for row in run.rows]
+        difference = Difference(source.output, worst_error(zip(expected, run.together, strict=True)), tolerance)
+        require_parity([difference], run.shape)
+        checks.append(difference.check(run.shape))
+        independent &= run.independent
     return Verification(tuple(checks), independent)

@@ -8,8 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from polyhead.export.quantize import LARGEST_WEIGHT, quantize_blocks, quantize_columns, quantize_rows, to_row_int8
+from polyhead.export.errors import ExportError
+from polyhead.export.own import OwnDecoder
+from polyhead.export.quantize import (
+    BLOCK_SIZES,
+    LARGEST_WEIGHT,
+    QuantizationOptions,
+    quantize_blocks,
+    quantize_columns,
+    quantize_graph,
+    quantize_rows,
+    to_row_int8,
+)
 from polyhead.export.rewrite import Editor, linear_layers
+from polyhead.export.to_onnx import export_decoder
+from tests.unit.export.exports import gpt
 
 Floats = NDArray[np.float32]
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 9))
@@ -97,3 +110,35 @@ def run_int8_layer(weights: Floats, bias: Floats, rows: Floats) -> Floats:
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     output: Floats = session.run(None, {"rows": rows})[0]
     return output
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_smaller_blocks_cost_less_precision(block_size: int) -> None:
+    weights = matrix((512, 5), 1.0)
+    pairs, scales = quantize_blocks(weights, block_size)
+    assert scales.shape == (5, 512 // block_size)
+    assert pairs.shape == (5, 512 // block_size, block_size // 2)
+    numbers = np.stack((pairs & 15, pairs >> 4), -1).reshape(*scales.shape, block_size).astype(np.float32) - 8
+    error = np.linalg.norm((numbers * scales[..., None]).reshape(5, -1).T - weights) / np.linalg.norm(weights)
+    assert 0.03 < error < 0.15
+
+
+def test_layers_that_are_kept_stay_and_a_pattern_that_names_none_is_refused() -> None:
+    graph = export_decoder(OwnDecoder(gpt()))
+    with pytest.raises(ExportError, match=r"--keep-fp32 'nothing\*' names no layer; there are embedding.weight"):
+        quantize_graph(graph, QuantizationOptions("int8", keep_fp32=("nothing*",)))
+    quantize_graph(graph, QuantizationOptions("int8", keep_fp32=("*.down.weight", "embedding.weight")))
+    floats = {
+        name.removesuffix(".T")
+        for name, weight in graph.graph.initializers.items()
+        if weight.dtype == ir.DataType.FLOAT and len(weight.shape or ()) == 2
+    }
+    assert {name for name in floats if "weight" in name} == {"embedding.weight", "blocks.0.mlp.down.weight"}
+
+
+def test_a_small_token_table_stays_in_fp32_with_the_output_layer_that_shares_it() -> None:
+    graph = export_decoder(OwnDecoder(gpt()))
+    quantize_graph(graph, QuantizationOptions("int8"))
+    (table,) = [weight for name, weight in graph.graph.initializers.items() if name.startswith("embedding.weight")]
+    assert table.dtype == ir.DataType.FLOAT
+    assert len(table.uses()) == 2

@@ -9,8 +9,8 @@ import pytest
 
 from polyhead.export.__main__ import main
 from polyhead.export.errors import ExportError
-from polyhead.export.pipeline import export_checkpoint
-from polyhead.export.quality import EVALUATED_TOKENS, spread_windows
+from polyhead.export.pipeline import check_loss, export_checkpoint
+from polyhead.export.quality import EVALUATED_TOKENS, loss_of, rank_agreement, spread_windows
 from polyhead.export.quantize import Quantization
 from polyhead.models.checkpoint import HELD_OUT_FILE
 from polyhead.server.bundle import read_bundle
@@ -75,6 +75,35 @@ def test_evaluation_data_that_is_of_no_use_is_one_line_and_exit_code_1(
     error = capsys.readouterr().err
     assert text in error
     assert error.count("\n") == 1
+
+
+def test_a_limit_on_the_loss_needs_a_text_to_measure_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write_gpt_checkpoint(tmp_path / "checkpoint")
+    assert main([str(checkpoint), "--out", str(tmp_path / "x"), "--quantize", "int8", "--max-loss", "0.01"]) == 1
+    assert "--max-loss needs a text to measure on: --eval-data" in capsys.readouterr().err
+
+
+def test_a_loss_above_the_limit_is_refused_with_what_was_measured() -> None:
+    figures = {"perplexity": 11.0, "perplexity_fp32": 10.0}
+    check_loss(figures, None)
+    check_loss(figures, 0.11)
+    with pytest.raises(
+        ExportError, match="the loss is 0.1, more than --max-loss 0.05: perplexity 11, perplexity_fp32 10"
+    ):
+        check_loss(figures, 0.05)
+
+
+def test_the_loss_is_the_worst_of_what_was_measured() -> None:
+    assert loss_of({"perplexity": 11.0, "perplexity_fp32": 10.0}) == pytest.approx(0.1)
+    assert loss_of({"agreement_with_fp32": 0.75}) == 0.25
+    assert loss_of({"cosine_to_fp32": 0.99, "rank_agreement_with_fp32": 0.95}) == pytest.approx(0.05)
+
+
+def test_rank_agreement_is_1_for_the_same_order_and_less_for_another() -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    assert rank_agreement(rows, rows) == pytest.approx(1)
+    assert rank_agreement(rows, rows[::-1].copy()) < 0.5
 
 
 def test_windows_do_not_overlap_and_spread_over_the_whole_text() -> None:

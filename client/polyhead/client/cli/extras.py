@@ -19,6 +19,9 @@ class Extra:
 EXTRAS = {
     "train": Extra("polyhead.train.__main__", "export", "train a model"),
     "export": Extra("polyhead.export.__main__", "export", "turn a checkpoint into a bundle that the server reads"),
+    "verify": Extra(
+        "polyhead.export.verify_command", "export", "check a bundle, against its checkpoint if it is named"
+    ),
     "serve": Extra("polyhead.server.__main__", "server", "serve the bundles of a folder over gRPC"),
 }
 

@@ -119,7 +119,8 @@ class Decoder:
             inputs["input_ids"][i, :count] = tokens
             inputs["seqlens_k"][i] = held + count - 1
             inputs["query_seqlens"][i] = count
-            inputs["position_ids"][i] = np.minimum(np.arange(held, held + length), self._last_position)  # of padding, too
+            # Padding has positions, too, and a table of positions no row for those behind the last.
+            inputs["position_ids"][i] = np.minimum(np.arange(held, held + length), self._last_position)
         self._session.run_with_iobinding(binding.io)
         return binding.output
 

@@ -1,0 +1,113 @@
+"""`polyhead verify BUNDLE [--against CHECKPOINT]`: is a bundle still what was exported, and does it compute what it should?"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from rich.console import Console
+
+from polyhead.export.bundle import VERSION
+from polyhead.export.errors import ExportError, ParityError
+from polyhead.export.exportable import Exportable, ExportableDecoder
+from polyhead.export.huggingface.folder import is_hugging_face
+from polyhead.export.huggingface.hub import local_folder
+from polyhead.export.manifest import QUANTIZATIONS, TASKS
+from polyhead.export.parity import TOLERANCES
+from polyhead.export.pipeline import VERIFIED_ROWS, VERIFIED_TOKENS, load_source
+from polyhead.export.report import bits_line, parity_table
+from polyhead.export.verify import Verification, run_decoder, run_encoder, verify_decoder, verify_encoder
+from polyhead.models.checkpoint import CheckpointError
+from polyhead.server.bundle import Bundle, read_bundle
+from polyhead.server.errors import BundleError
+from polyhead.server.manifest import MANIFEST_FILE
+from polyhead.server.runtime.decoder import Decoder
+from polyhead.server.runtime.encoder import Encoder
+from polyhead.v1.bundle_pb2 import TASK_GENERATE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: the bundle is as it should be; 1: it isn't, with a line that says why on standard error."""
+    arguments = _parser().parse_args(argv)
+    console = Console()
+    try:
+        bundle = read_bundle(newest(arguments.bundle))
+        source = None if arguments.against is None else counterpart(bundle, arguments.against)
+        found = verify_bundle(bundle, source)
+        if not found.traffic_independent and bundle.manifest.traffic_independent:
+            raise ParityError("the bundle promises the same bits in any traffic, and this machine doesn't keep it")
+    except (BundleError, CheckpointError, ExportError) as error:
+        print(f"polyhead verify: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    when = "when it was exported" if source is None else f"against {arguments.against}"
+    parity = bundle.manifest.parity if source is None else found.parity
+    console.print(parity_table(f"{bundle.folder}, {when}", parity))
+    console.print(bits_line(found.traffic_independent))
+    console.print(f"All {len(bundle.manifest.files)} files are what {MANIFEST_FILE} lists.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "polyhead verify",
+        description="Check a bundle: its files, its graph, that a row's bits don't depend on its neighbours, and, where a "
+        "checkpoint is named, that it computes what torch makes of that.",
+    )
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="MODELS/NAME/VERSION, or MODELS/NAME for its newest version"
+    )
+    parser.add_argument(
+        "--against", metavar="CHECKPOINT", help="what it was exported from: a folder, or a name on the hub"
+    )
+    return parser
+
+
+def newest(folder: Path) -> Path:
+    """Itself if it is a bundle, else its newest version. Raises BundleError."""
+    if (folder / MANIFEST_FILE).is_file():
+        return folder
+    versions = [int(path.name) for path in folder.glob("*") if VERSION.fullmatch(path.name)]
+    if not versions:
+        raise BundleError(f"{folder}: neither a bundle nor a model's folder with versions of it")
+    return folder / str(max(versions))
+
+
+def counterpart(bundle: Bundle, checkpoint: str) -> Exportable:
+    """The model of a checkpoint that a bundle may have been made from. Raises CheckpointError, ExportError."""
+    manifest = bundle.manifest
+    folder = local_folder(checkpoint)
+    task = next(task for task, value in TASKS.items() if value == manifest.task)
+    source = load_source(folder, task if is_hugging_face(folder) else None)
+    sizes = source.model.sizes
+    given = (TASKS[source.task], source.architecture, sizes.vocabulary_size)
+    if given != (manifest.task, manifest.architecture, manifest.limits.vocabulary_size):
+        raise ExportError(
+            f"{checkpoint}: is a {source.architecture} for {source.task} with {sizes.vocabulary_size} tokens, and the bundle "
+            f"a {manifest.architecture} with {manifest.limits.vocabulary_size}"
+        )
+    return source.model
+
+
+def verify_bundle(bundle: Bundle, model: Exportable | None) -> Verification:
+    """Open the graph as the server does and hold it against the model, if there is one; see `verify`. Raises BundleError,
+    ParityError."""
+    manifest = bundle.manifest
+    tolerance = next(TOLERANCES[kind] for kind in TOLERANCES if QUANTIZATIONS[kind] == manifest.quantization)
+    if manifest.task == TASK_GENERATE:
+        capacity = min(VERIFIED_TOKENS, manifest.limits.max_tokens)
+        with closing(Decoder(bundle.graph, manifest, slots=VERIFIED_ROWS, capacity=capacity)) as decoder:
+            bundle.check_signature(*decoder.signature)
+            if isinstance(model, ExportableDecoder):
+                return verify_decoder(model, decoder, tolerance)
+            return Verification((), run_decoder(decoder).independent)
+    with closing(Encoder(bundle.graph, manifest)) as encoder:
+        bundle.check_signature(*encoder.signature)
+        if model is not None and not isinstance(model, ExportableDecoder):
+            return verify_encoder(model, encoder, tolerance)
+        runs = list(run_encoder(encoder, manifest.limits.vocabulary_size))
+        return Verification((), all(run.independent for run in runs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Every architecture of encoders that can be imported, and the heads of sentence-transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from polyhead.export.errors import ExportError
+from polyhead.export.exportable import ExportableEncoder
+from polyhead.export.huggingface import architectures
+from polyhead.export.pipeline import export_source, load_source
+from polyhead.server.bundle import read_bundle
+from polyhead.v1 import bundle_pb2
+from tests.parity.huggingface import ENCODERS, LABELS, edit_json, write_classifier, write_embedder
+
+SMALL_SUITE = ("bert", "modernbert", "mpnet")
+"""Attention nodes, windows and rotation, and attention that stays as it is for its bias."""
+
+ALL = [pytest.param(name, marks=() if name in SMALL_SUITE else pytest.mark.long) for name in ENCODERS]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_classifier_is_imported_with_its_labels(name: str, tmp_path: Path) -> None:
+    model = write_classifier(tmp_path / "checkpoint", name)
+    source = load_source(tmp_path / "checkpoint")
+    manifest = read_bundle(export_source(source, tmp_path / "models" / "tiny")).manifest
+    assert tuple(manifest.labels) == tuple(LABELS.values())
+    assert max(check.error for check in manifest.parity) < 2e-6
+    assert manifest.traffic_independent
+    ids = np.arange(3, 20)
+    expected = model(torch.from_numpy(ids)[None]).logits.softmax(-1)[0].detach().numpy()
+    np.testing.assert_allclose(encoder_of(source).reference(ids), expected, atol=1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_embedder_is_imported_with_mean_pooling_unless_its_folder_says_otherwise(name: str, tmp_path: Path) -> None:
+    model = write_embedder(tmp_path / "checkpoint", name)
+    source = load_source(tmp_path / "checkpoint")
+    manifest = read_bundle(export_source(source, tmp_path / "models" / "tiny")).manifest
+    assert manifest.pooling == bundle_pb2.POOLING_MEAN
+    assert not manifest.normalized
+    assert max(check.error for check in manifest.parity) < 2e-6
+    assert manifest.traffic_independent
+    ids = np.arange(3, 20)
+    expected = model(torch.from_numpy(ids)[None]).last_hidden_state.mean(1)[0].detach().numpy()
+    np.testing.assert_allclose(encoder_of(source).reference(ids), expected, atol=1e-5)
+
+
+def test_every_supported_encoder_is_held() -> None:
+    assert ENCODERS.keys() == architectures.ENCODERS.keys()
+
+
+def test_sentence_transformers_steps_give_what_that_library_gives(tmp_path: Path) -> None:
+    """Three poolings side by side, a dense layer, length 1, and a longest input."""
+    write_embedder(tmp_path, "bert")
+    modes = ["cls", "weightedmean", "max"]
+    write_sentence_modules(tmp_path, {"pooling_mode": modes, "embedding_dimension": 48})
+    manifest = read_bundle(export_source(load_source(tmp_path), tmp_path / "models" / "tiny")).manifest
+    assert manifest.normalized
+    assert manifest.pooling == bundle_pb2.POOLING_UNSPECIFIED  # several
+    assert (manifest.limits.max_tokens, manifest.limits.embedding_size) == (40, 24)
+    assert manifest.traffic_independent
+    library = sentence_transformer(tmp_path)
+    for text in ("w1 w2 w3", "w5", " ".join(f"w{i}" for i in range(39))):
+        ids = np.array([3 + int(word[1:]) for word in text.split()])
+        np.testing.assert_allclose(
+            encoder_of(load_source(tmp_path)).reference(ids), library.encode(text), rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    "flag", ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
+)
+def test_each_way_of_pooling_gives_what_sentence_transformers_gives(flag: str, tmp_path: Path) -> None:
+    write_embedder(tmp_path, "bert", num_hidden_layers=1)
+    write_sentence_modules(tmp_path, {"word_embedding_dimension": 48, f"pooling_mode_{flag}": True}, dense=False)
+    actual = encoder_of(load_source(tmp_path)).reference(np.array([4, 5, 6]))
+    np.testing.assert_allclose(actual, sentence_transformer(tmp_path).encode("w1 w2 w3"), rtol=1e-4, atol=1e-6)
+
+
+def test_one_label_becomes_a_number_between_0_and_1(tmp_path: Path) -> None:
+    model = write_classifier(tmp_path, "bert", id2label={0: "score"}, label2id={"score": 0})
+    ids = np.arange(3, 9)
+    expected = model(torch.from_numpy(ids)[None]).logits.sigmoid()[0].detach().numpy()
+    np.testing.assert_allclose(encoder_of(load_source(tmp_path)).reference(ids), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "pooling", "message"),
+    [
+        (["Transformer", "LSTM"], {}, "second module must be a Pooling"),
+        (["Transformer", "Pooling", "LayerNorm"], {"pooling_mode": "mean"}, "LayerNorm can't be imported"),
+        (["Pooling"], {}, "first module must be a Transformer"),
+        (["Transformer", "Pooling"], {"pooling_mode": "attention"}, "pooling must be among cls, mean"),
+    ],
+)
+def test_steps_that_cannot_be_imported_are_named(
+    steps: list[str], pooling: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_embedder(tmp_path, "bert", num_hidden_layers=1)
+    (tmp_path / "1_Pooling").mkdir()
+    edit_json(tmp_path / "1_Pooling" / "config.json", **pooling)
+    entries = [
+        {"idx": i, "path": "1_Pooling" if i else "", "type": f"some.where.{step}"} for i, step in enumerate(steps)
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(entries))
+    with pytest.raises(ExportError, match=message):
+        load_source(tmp_path)
+
+
+def write_sentence_modules(folder: Path, pooling: dict[str, Any], dense: bool = True) -> None:
+    """modules.json with pooling, a dense layer perhaps, and normalization."""
+    names = ["Transformer", "Pooling", *(["Dense"] if dense else []), "Normalize"]
+    entries = [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "", "type": f"sentence_transformers.models.{name}"}
+        for i, name in enumerate(names)
+    ]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    edit_json(folder / "sentence_bert_config.json", max_seq_length=40, do_lower_case=False)
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", pad_token="<pad>")
+    for i, name in enumerate(names[1:], 1):
+        (folder / f"{i}_{name}").mkdir()
+    edit_json(folder / "1_Pooling" / "config.json", **pooling)
+    if dense:
+        sizes = {"in_features": 144, "out_features": 24, "bias": True}
+        edit_json(folder / "2_Dense" / "config.json", **sizes, activation_function="torch.nn.modules.activation.Tanh")
+        weights = {"linear.weight": torch.randn(24, 144) * 0.1, "linear.bias": torch.randn(24)}
+        save_file(weights, folder / "2_Dense" / "model.safetensors")
+
+
+def sentence_transformer(folder: Path) -> Any:
+    library = pytest.importorskip("sentence_transformers")
+    return library.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+
+
+def encoder_of(source: Any) -> ExportableEncoder:
+    assert isinstance(source.model, ExportableEncoder)
+    return source.model

@@ -1,0 +1,117 @@
+"""What lies beside the weights: read, checked, and refused where it can't be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyhead.export.huggingface.folder import CheckpointFolder, is_hugging_face
+from polyhead.models.checkpoint import CheckpointError
+from tests.parity.huggingface import VOCABULARY, edit_json, tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """config.json and tokenizer.json of no particular model."""
+    edit_json(tmp_path / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+    (tmp_path / "tokenizer.json").write_text(tokenizer().to_str(), "utf-8")
+    return tmp_path
+
+
+def entry(folder: Path) -> tuple[int | None, list[int], int | None]:
+    read = CheckpointFolder(folder)
+    found = read.tokenizer_entry(read.tokenizer_json(VOCABULARY), VOCABULARY)
+    bos = found.bos_token_id if found.HasField("bos_token_id") else None
+    return bos, list(found.eos_token_ids), found.pad_token_id if found.HasField("pad_token_id") else None
+
+
+def test_a_folder_of_polyhead_train_is_none_of_hugging_face(folder: Path) -> None:
+    assert is_hugging_face(folder)
+    edit_json(folder / "config.json", model_type=None, format="polyhead")
+    assert not is_hugging_face(folder)
+
+
+def test_end_tokens_come_from_the_generation_config_first_and_can_be_several(folder: Path) -> None:
+    edit_json(folder / "config.json", bos_token_id=1, eos_token_id=2, pad_token_id=-1)
+    assert entry(folder) == (1, [2], None)
+    edit_json(folder / "generation_config.json", eos_token_id=[2, 5], pad_token_id=0)
+    assert entry(folder) == (1, [2, 5], 0)
+
+
+def test_special_tokens_may_be_named_by_the_tokenizer_alone(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", bos_token={"content": "<s>"}, eos_token="</s>", pad_token="nowhere")
+    assert entry(folder) == (1, [2], None)
+
+
+def test_added_tokens_that_the_model_has_no_embedding_for_are_left_out(folder: Path) -> None:
+    library = tokenizer()
+    library.add_special_tokens(["<image>"])
+    (folder / "tokenizer.json").write_text(library.to_str(), "utf-8")
+    assert "<image>" in CheckpointFolder(folder).tokenizer_json(VOCABULARY + 1)
+    assert "<image>" not in CheckpointFolder(folder).tokenizer_json(VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({}, {"temperature": 1.0}),
+        ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0}),
+        (
+            {"do_sample": True, "temperature": 0.5, "top_k": 20, "top_p": 0.75},
+            {"temperature": 0.5, "top_k": 20, "top_p": 0.75},
+        ),
+        ({"repetition_penalty": 1.25, "min_p": 0.5}, {"temperature": 1.0, "repetition_penalty": 1.25, "min_p": 0.5}),
+    ],
+)
+def test_sampling_defaults_are_what_the_generation_config_says(
+    generation: dict[str, Any], expected: dict[str, float], folder: Path
+) -> None:
+    edit_json(folder / "generation_config.json", **generation)
+    found = {field.name: value for field, value in CheckpointFolder(folder).sampling().ListFields()}
+    assert found == expected
+
+
+def test_a_chat_template_is_found_in_each_of_its_places(folder: Path) -> None:
+    assert CheckpointFolder(folder).chat_template is None
+    edit_json(folder / "tokenizer_config.json", chat_template="{{ plain }}")
+    assert CheckpointFolder(folder).chat_template == "{{ plain }}"
+    several = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": "{{ default }}"}]
+    edit_json(folder / "tokenizer_config.json", chat_template=several)
+    assert CheckpointFolder(folder).chat_template == "{{ default }}"
+    (folder / "chat_template.jinja").write_text("{{ file }}")
+    assert CheckpointFolder(folder).chat_template == "{{ file }}"
+
+
+def test_labels_come_by_index_and_have_names_where_the_checkpoint_gives_none(folder: Path) -> None:
+    edit_json(folder / "config.json", id2label={"1": "b", "0": "a"})
+    assert CheckpointFolder(folder).labels() == ("a", "b")
+    edit_json(folder / "config.json", id2label=None, num_labels=3)
+    assert CheckpointFolder(folder).labels() == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_pickle_is_refused_with_the_command_that_converts_it(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is pickle.*AutoModelForCausalLM.*save_pretrained"):
+        CheckpointFolder(folder).check_weights("AutoModelForCausalLM")
+
+
+def test_no_weights_and_quantized_weights_are_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no weights \(\*\.safetensors\)"):
+        CheckpointFolder(folder).check_weights("AutoModel")
+    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq"})
+    with pytest.raises(CheckpointError, match="quantized already"):
+        CheckpointFolder(folder).check_weights("AutoModel")
+
+
+def test_a_missing_tokenizer_is_refused_with_the_command_that_makes_it(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file; make it: python -c"):
+        CheckpointFolder(folder).check_tokenizer()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps("x")])
+def test_a_configuration_that_is_no_object_is_named(text: str, folder: Path) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        is_hugging_face(folder)
