@@ -4,6 +4,7 @@ import pytest
 
 from polyhead.server.engine.observer import EngineObserver
 from polyhead.server.metrics import Metrics, ModelMetrics
+from polyhead.v1 import bundle_pb2
 
 LABELS = {"model": "m", "version": "1"}
 
@@ -69,3 +70,26 @@ def test_two_servers_in_one_process_count_apart() -> None:
     labels = {"method": "Embed", "reason": "overloaded"}
     assert sample(one, "rejected_total", **labels) == 1
     assert sample(other, "rejected_total", **labels) is None
+
+
+def test_what_was_counted_for_a_version_goes_with_it_and_that_of_others_stays(metrics: Metrics) -> None:
+    for version in ("1", "2"):
+        report(ModelMetrics(metrics, "m", version, slots=8))
+        metrics.requests.labels("m", version, "Embed", "OK").inc()
+        metrics.loaded("m", version, bundle_pb2.Bundle(task=bundle_pb2.TASK_EMBED), 0.5, 1000)
+    metrics.loads.labels("m", "ready").inc()
+    metrics.unloaded("m", "1")
+    left = {sample.labels["version"] for family in metrics.registry.collect() for sample in family.samples
+            if "version" in sample.labels}  # fmt: skip
+    assert left == {"2"}
+    assert metrics.registry.get_sample_value("polyhead_model_loads_total", {"model": "m", "result": "ready"}) == 1
+
+
+def test_a_call_that_outlives_its_version_is_counted_without_one(metrics: Metrics) -> None:
+    manifest = bundle_pb2.Bundle(task=bundle_pb2.TASK_EMBED)
+    metrics.loaded("m", "1", manifest, 0.5)
+    assert metrics.version_label("m", "1") == "1"
+    metrics.unloaded("m", "1")
+    assert metrics.version_label("m", "1") == ""
+    metrics.loaded("m", "1", manifest, 0.5)
+    assert metrics.version_label("m", "1") == "1"

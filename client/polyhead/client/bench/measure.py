@@ -102,7 +102,13 @@ def find_model(settings: Settings, task: str) -> Model:
     with Client(settings.target, timeout=settings.timeout, retry=RetryPolicy(attempts=1)) as client:
         name = settings.model
         if name is None:
-            names = sorted({model.name for model in client.models() if model.task == task and model.state == "ready"})
+            names = sorted(
+                {
+                    model.name
+                    for model in client.models()
+                    if model.task == task and (model.state == "ready" or model.on_demand)
+                }
+            )
             if len(names) != 1:
                 there = (
                     f"choose one of {', '.join(names)} with --model" if names else "`polyhead models` shows what it has"

@@ -72,7 +72,10 @@ class Repository(Lifecycle):
         """Refresh for ever, with so many seconds in between."""
         while True:
             await asyncio.sleep(seconds)
-            await self.refresh()
+            try:
+                await self.refresh()
+            except Exception:  # what went wrong with one look is no reason never to look again
+                log.exception("looking at the models folder failed")
 
     # Orders.
 
