@@ -11,7 +11,9 @@ from typing import NamedTuple
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from polyhead.export.quantize import Quantization, QuantizationOptions, quantize_graph
+from polyhead.export.quantize import CacheType, Quantization, QuantizationOptions, quantize_graph
+from polyhead.export.quantize_cache import calibration_samples, to_int8_cache
+from polyhead.server.bundle import Bundle
 from polyhead.server.constraints import Constraint, Grammar, Kind
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import (
@@ -142,23 +144,37 @@ TRAFFIC = st.lists(
 """Mixes of requests, arrivals, cancellations and seeds."""
 
 
-def traffic_decoder(quantization: Quantization, slots: int, prefix_slots: int) -> Decoder:
+INDEPENDENT: dict[str, tuple[Quantization, CacheType]] = {
+    "fp32": ("none", "float"),
+    "int8": ("int8", "float"),
+    "int8 with int8 cache": ("int8", "int8"),
+}
+"""Weights and cache of the bundles whose answers do not depend on the traffic."""
+
+
+def traffic_decoder(kind: str, slots: int, prefix_slots: int) -> Decoder:
     threads.configure(None)
-    graph = quantized_graph(quantization)
-    return Decoder(graph, tiny_manifest(), slots=slots, capacity=CAPACITY, prefix_slots=prefix_slots)
+    bundle = quantized_bundle(kind)
+    return Decoder(bundle.graph, bundle.manifest, slots=slots, capacity=CAPACITY, prefix_slots=prefix_slots)
 
 
 @cache
-def quantized_graph(quantization: Quantization) -> Path:
+def quantized_bundle(kind: str) -> Bundle:
     """The tiny decoder, quantized as an export does."""
+    quantization, slots = INDEPENDENT[kind]
     model = ir.load(tiny_graph())
     quantize_graph(model, QuantizationOptions(quantization, smallest_table=0))
     path = Path(mkdtemp(prefix="polyhead-test-")) / "decoder.onnx"
     ir.save(model, path)
-    return path
+    manifest = tiny_manifest()
+    manifest.graphs.add(name="decoder", file=path.name)
+    bundle = Bundle(path.parent, manifest)
+    if slots == "int8":
+        to_int8_cache(bundle, calibration_samples(bundle, None))
+    return bundle
 
 
-def assert_answers_do_not_depend_on(traffic: list[Arrival], quantization: Quantization) -> None:
+def assert_answers_do_not_depend_on(traffic: list[Arrival], kind: str) -> None:
     """Every answer that stays is bit for bit the same in the traffic as alone: tokens, text, log-probabilities, end.
 
     There are fewer slots than requests, a budget of one chunk and a prefix cache, so that requests wait, prompts are read
@@ -167,7 +183,7 @@ def assert_answers_do_not_depend_on(traffic: list[Arrival], quantization: Quanti
 
     async def compare() -> None:
         limits = replace(LIMITS, prefill_budget_tokens=CHUNK)
-        decoder = traffic_decoder(quantization, slots=3, prefix_slots=2)
+        decoder = traffic_decoder(kind, slots=3, prefix_slots=2)
         engine = Generator(decoder, byte_tokenizer(END), limits, SilentObserver())
         engine.start()
         stay = [arrival.request for arrival in traffic if arrival.leaves_after is None]

@@ -7,16 +7,15 @@ from itertools import count
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from polyhead.export.quantize import Quantization
-from tests.traffic import TRAFFIC, Arrival, assert_answers_do_not_depend_on
+from tests.traffic import INDEPENDENT, TRAFFIC, Arrival, assert_answers_do_not_depend_on
 
-SECONDS = float(os.environ.get("BITS_SECONDS", "300"))
-"""For each quantization; ten minutes for both unless BITS_SECONDS says otherwise."""
+SECONDS = float(os.environ.get("BITS_SECONDS", "200"))
+"""For each kind of bundle; ten minutes for all unless BITS_SECONDS says otherwise."""
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("quantization", ["none", "int8"])
-def test_for_minutes_no_traffic_changes_a_bit_of_an_answer(quantization: Quantization) -> None:
+@pytest.mark.parametrize("kind", INDEPENDENT)
+def test_for_minutes_no_traffic_changes_a_bit_of_an_answer(kind: str) -> None:
     """Batches of mixes, each from a seed of its own that a failure's report names, until the time is over."""
     mixes = requests = 0
 
@@ -30,7 +29,7 @@ def test_for_minutes_no_traffic_changes_a_bit_of_an_answer(quantization: Quantiz
     @given(traffic=TRAFFIC)
     def hold(traffic: list[Arrival]) -> None:
         nonlocal mixes, requests
-        assert_answers_do_not_depend_on(traffic, quantization)
+        assert_answers_do_not_depend_on(traffic, kind)
         mixes, requests = mixes + 1, requests + len(traffic)
 
     until = time.monotonic() + SECONDS
@@ -38,5 +37,5 @@ def test_for_minutes_no_traffic_changes_a_bit_of_an_answer(quantization: Quantiz
         if time.monotonic() > until:
             break
         seed(number)(hold)()
-    print(f"{quantization}: {mixes:,} mixes of {requests:,} requests")
+    print(f"{kind}: {mixes:,} mixes of {requests:,} requests")
     assert mixes > SECONDS / 10

@@ -2,6 +2,7 @@
 
 from functools import cache
 from pathlib import Path
+from shutil import copytree
 from tempfile import mkdtemp
 
 import numpy as np
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 
 from polyhead.export.errors import ParityError
 from polyhead.export.own import OwnDecoder
-from polyhead.export.parity import TOLERANCES
+from polyhead.export.parity import TOLERANCES, tolerance_of
 from polyhead.export.quality import decoder_quality
-from polyhead.export.quantize import Quantization, QuantizationOptions, quantize_graph
+from polyhead.export.quantize import CacheType, Quantization, QuantizationOptions, quantize_graph
+from polyhead.export.quantize_cache import calibration_samples, to_int8_cache
 from polyhead.export.to_onnx import export_decoder
 from polyhead.export.verify import answer, verify_decoder
+from polyhead.server.bundle import Bundle
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.v1 import bundle_pb2
 from tests.parity.graphs import CAPACITY, CHUNK, VOCABULARY, gpt
@@ -35,20 +38,44 @@ def graph(quantization: Quantization) -> Path:
 
 
 @cache
-def decoder(quantization: Quantization) -> Decoder:
+def decoder(quantization: Quantization, cache: CacheType = "float") -> Decoder:
     config = gpt().config
     limits = bundle_pb2.Limits(max_tokens=CAPACITY, vocabulary_size=VOCABULARY, prefill_chunk=CHUNK)
     slots = bundle_pb2.Cache(layers=config.layers, kv_heads=config.kv_heads, head_size=config.head_size, type="float")
-    manifest = bundle_pb2.Bundle(limits=limits, cache=slots)
-    return Decoder(graph(quantization), manifest, slots=8, capacity=CAPACITY)
+    path = graph(quantization)
+    entry = bundle_pb2.Graph(name="decoder", file=path.name)
+    bundle = Bundle(path.parent, bundle_pb2.Bundle(limits=limits, cache=slots, graphs=[entry]))
+    if cache == "int8":
+        bundle = Bundle(
+            Path(copytree(path.parent, mkdtemp(prefix="polyhead-test-"), dirs_exist_ok=True)), bundle.manifest
+        )
+        to_int8_cache(bundle, calibration_samples(bundle, None))
+        bundle.check_signature(*open_decoder(bundle).signature)
+    return open_decoder(bundle)
 
 
-@pytest.mark.parametrize(("quantization", "above"), [("int8", 1e-2), ("int4", 5e-2)])
-def test_a_quantized_decoder_is_as_near_to_torch_as_its_bits_allow(quantization: Quantization, above: float) -> None:
-    verification = verify_decoder(OwnDecoder(gpt()), decoder(quantization), TOLERANCES[quantization])
+def open_decoder(bundle: Bundle) -> Decoder:
+    return Decoder(bundle.graph, bundle.manifest, slots=8, capacity=CAPACITY)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "slots", "above"),
+    [("int8", "float", 1e-2), ("int4", "float", 5e-2), ("none", "int8", 1e-3), ("int8", "int8", 1e-2)],
+)
+def test_a_quantized_decoder_is_as_near_to_torch_as_its_bits_allow(
+    quantization: Quantization, slots: CacheType, above: float
+) -> None:
+    tolerance = tolerance_of(quantization, slots)
+    verification = verify_decoder(OwnDecoder(gpt()), decoder(quantization, slots), tolerance)
     errors = {check.name: check.error for check in verification.parity}
-    assert above < errors["logits"] <= TOLERANCES[quantization]
+    assert above < errors["logits"] <= tolerance
     assert verification.traffic_independent or quantization == "int4"
+
+
+def test_what_reads_prompts_stays_fp32_beside_an_int8_cache() -> None:
+    prompt = np.arange(CHUNK)
+    plain, beside = (decoder("none", slots).prefill(0, [prompt], [0], 1).logits.copy() for slots in ("float", "int8"))
+    assert np.array_equal(plain, beside)
 
 
 def test_a_quantized_graph_is_refused_where_fp32_was_promised() -> None:
@@ -58,10 +85,13 @@ def test_a_quantized_graph_is_refused_where_fp32_was_promised() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(tokens, min_size=1, max_size=50), min_size=2, max_size=8))
-def test_in_int8_a_row_gets_the_same_bits_alone_as_among_others(prompts: list[list[int]]) -> None:
-    together = answer(decoder("int8"), prompts, steps=4)
+@pytest.mark.parametrize(("quantization", "slots"), [("int8", "float"), ("int8", "int8"), ("none", "int8")])
+def test_in_int8_a_row_gets_the_same_bits_alone_as_among_others(
+    quantization: Quantization, slots: CacheType, prompts: list[list[int]]
+) -> None:
+    together = answer(decoder(quantization, slots), prompts, steps=4)
     for prompt, expected in zip(prompts, together, strict=True):
-        assert answer(decoder("int8"), [prompt], steps=4)[0].same_bits(expected)
+        assert answer(decoder(quantization, slots), [prompt], steps=4)[0].same_bits(expected)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
@@ -84,3 +114,6 @@ def test_perplexity_of_the_graph_is_that_of_torch_but_for_the_bits() -> None:
     assert quantized["perplexity_fp32"] == figures["perplexity_fp32"]
     assert quantized["perplexity"] == pytest.approx(figures["perplexity"], rel=0.2)
     assert quantized["perplexity"] != figures["perplexity"]
+    with_slots = decoder_quality(OwnDecoder(gpt()), decoder("none", "int8"), library.to_str(), text)
+    assert with_slots["perplexity"] == pytest.approx(figures["perplexity"], rel=0.05)
+    assert with_slots["perplexity"] != figures["perplexity"]

@@ -14,7 +14,7 @@ from polyhead.export.errors import ExportError
 from polyhead.export.huggingface.hub import local_folder
 from polyhead.export.pipeline import ExportOptions, export_source, load_source
 from polyhead.export.quality import read_text
-from polyhead.export.quantize import BLOCK, BLOCK_SIZES, Quantization, QuantizationOptions
+from polyhead.export.quantize import BLOCK, BLOCK_SIZES, CacheType, Quantization, QuantizationOptions
 from polyhead.export.report import bits_line, parity_table
 from polyhead.models.checkpoint import CheckpointError, Task
 from polyhead.server.bundle import read_manifest
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = None if arguments.eval_data is None else read_text(arguments.eval_data)
         source = load_source(local_folder(arguments.checkpoint), arguments.task, arguments.max_tokens)
         bits = QuantizationOptions(arguments.quantize, arguments.block_size, tuple(arguments.keep_fp32))
-        options = ExportOptions(arguments.version, bits, text, arguments.max_loss)
+        options = ExportOptions(arguments.version, bits, text, arguments.cache, arguments.max_loss)
         folder = export_source(source, arguments.out, options)
     except (CheckpointError, ExportError) as error:
         print(f"polyhead export: {' '.join(str(error).split())}", file=sys.stderr)
@@ -68,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-fp32", action="append", default=[], metavar="PATTERN",
         help="weights that keep their precision, by their name in the checkpoint, such as '*.down_proj.weight'; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache", choices=get_args(CacheType), default="float",
+        help="what a decoder keeps of keys and values while it answers: float, the default, or int8, a quarter of the memory "
+        "and the faster the longer the context; scales are calibrated on random tokens and the text of --eval-data",
     )  # fmt: skip
     parser.add_argument(
         "--max-loss", type=_share, metavar="X",

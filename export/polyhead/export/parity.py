@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.export.errors import ParityError
-from polyhead.export.quantize import Quantization
+from polyhead.export.quantize import CacheType, Quantization
 from polyhead.v1.bundle_pb2 import ParityCheck
 
 Floats = NDArray[np.float32]
@@ -18,6 +18,11 @@ TOLERANCES: Mapping[Quantization, float] = {"none": 5e-5, "int8": 0.2, "int4": 0
 fp32: 4 layers show 3e-7, 12 layers with weights larger than a fresh model's 4e-6, a norm's epsilon that is wrong 2e-3.
 int8: trained models show 0.01 to 0.08, random weights in 30 layers 0.08. int4: 0.08 and 0.36.
 """
+
+
+def tolerance_of(quantization: Quantization, cache: CacheType) -> float:
+    """An int8 cache alone costs as much as int8 weights at most."""
+    return TOLERANCES["int8" if (quantization, cache) == ("none", "int8") else quantization]
 
 
 @dataclass(frozen=True)

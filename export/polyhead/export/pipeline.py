@@ -14,9 +14,10 @@ from polyhead.export.exportable import Exportable, ExportableDecoder
 from polyhead.export.huggingface.folder import is_hugging_face
 from polyhead.export.huggingface.importer import import_source
 from polyhead.export.manifest import graph_entry, make_manifest
-from polyhead.export.parity import TOLERANCES
+from polyhead.export.parity import tolerance_of
 from polyhead.export.quality import decoder_quality, encoder_quality, loss_of, read_text
-from polyhead.export.quantize import Quantization, QuantizationOptions, quantize_graph
+from polyhead.export.quantize import CacheType, Quantization, QuantizationOptions, quantize_graph
+from polyhead.export.quantize_cache import calibration_samples, to_int8_cache
 from polyhead.export.source import TOKENIZER_FILE, Source, own_source
 from polyhead.export.to_onnx import export_decoder, export_encoder
 from polyhead.export.verify import Verification, verify_decoder, verify_encoder
@@ -51,6 +52,8 @@ class ExportOptions:
     quantization: QuantizationOptions = NOT_QUANTIZED
     evaluation_text: str | None = None
     """What the graph and torch are both measured on; for classifiers and embedders an input a line."""
+    cache: CacheType = "float"
+    """What a decoder's slots hold."""
     max_loss: float | None = None
     """Of `quality.loss_of`; what loses more is not written."""
 
@@ -113,16 +116,21 @@ def export_source(source: Source, out: Path, options: ExportOptions | None = Non
     """
     options = options or ExportOptions()
     kind = options.quantization.kind
-    if options.evaluation_text is None and kind != "none":
+    if options.evaluation_text is None and (kind, options.cache) != ("none", "float"):
         options = replace(options, evaluation_text=source.held_out)
     if options.max_loss is not None and options.evaluation_text is None:
         raise ExportError("--max-loss needs a text to measure on: --eval-data FILE")
+    if options.cache == "int8" and not isinstance(source.model, ExportableDecoder):
+        raise ExportError("an int8 cache is for models that generate; others have none")
     target = choose_target(out, options.version)
     with half_written(target) as folder:
         manifest = make_manifest(source, kind)
         write_tokenizer(source, folder, manifest)
         manifest.graphs.append(write_graph(source.model, folder, options.quantization))
-        measured = measure(source, Bundle(folder, manifest), options)
+        bundle = Bundle(folder, manifest)
+        if options.cache == "int8":
+            to_int8_cache(bundle, calibration_samples(bundle, options.evaluation_text))
+        measured = measure(source, bundle, options)
         manifest.parity.extend(measured.verification.parity)
         manifest.traffic_independent = measured.verification.traffic_independent
         manifest.quality.update(measured.quality)
@@ -161,7 +169,8 @@ def write_graph(model: Exportable, folder: Path, quantization: QuantizationOptio
 
 def measure(source: Source, bundle: Bundle, options: ExportOptions) -> Measurement:
     """Open the graph as the server will and compare it with the model. Raises ExportError, ParityError, BundleError."""
-    manifest, tolerance, text = bundle.manifest, TOLERANCES[options.quantization.kind], options.evaluation_text
+    manifest, text = bundle.manifest, options.evaluation_text
+    tolerance = tolerance_of(options.quantization.kind, options.cache)
     model, tokenizer_json = source.model, source.tokenizer_json
     if isinstance(model, ExportableDecoder):
         slots, capacity = VERIFIED_ROWS, min(VERIFIED_TOKENS, manifest.limits.max_tokens)

@@ -1,6 +1,7 @@
 """What a graph's answers are worth, beside those of the same model in torch."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ AGREEMENTS = ("agreement_with_fp32", "cosine_to_fp32", "rank_agreement_with_fp32
 WINDOW = 256
 """Tokens that are predicted from what stands before them in the same window, at most."""
 EVALUATED_TOKENS = 16_384
+DECODED_TOKENS = 4_096
+"""The same where a graph is measured one token at a time."""
 EVALUATED_INPUTS = 256
 
 
@@ -34,19 +37,24 @@ def read_text(path: Path) -> str:
 def decoder_quality(source: ExportableDecoder, decoder: Decoder, tokenizer_json: str, text: str) -> dict[str, float]:
     """`perplexity` of the graph and `perplexity_fp32` of torch on a text. Raises ExportError if it is too short."""
     tokens = np.array(_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids)
-    windows = spread_windows(tokens, min(WINDOW, source.sizes.max_tokens))
+    steps = decoder.memory.quantized  # which only decoding attends over
+    windows = spread_windows(
+        tokens, min(WINDOW, source.sizes.max_tokens), DECODED_TOKENS if steps else EVALUATED_TOKENS
+    )
     ours = np.concatenate([_torch_losses(source, window) for window in windows])
-    theirs = np.concatenate([_graph_losses(decoder, window) for window in windows])
+    groups = [windows[i : i + decoder.slots] for i in range(0, len(windows), decoder.slots)]
+    losses = [_losses_of_steps(decoder, group) for group in groups] if steps else [_losses(decoder, w) for w in windows]
+    theirs = np.concatenate(losses)
     return {"perplexity": float(np.exp(theirs.mean())), "perplexity_fp32": float(np.exp(ours.mean()))}
 
 
-def spread_windows(tokens: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """(N, length): windows that don't overlap, spread evenly, at most EVALUATED_TOKENS in all; of a short text one."""
+def spread_windows(tokens: NDArray[np.int64], length: int, most: int = EVALUATED_TOKENS) -> NDArray[np.int64]:
+    """(N, length): windows that don't overlap, spread evenly, `most` tokens in all; of a short text one."""
     if len(tokens) < 2:
         raise ExportError(f"the text for evaluation (--eval-data) must have at least 2 tokens, has {len(tokens)}")
     length = min(length, len(tokens))
     available = len(tokens) // length
-    count = min(available, max(1, EVALUATED_TOKENS // length))
+    count = min(available, max(1, most // length))
     starts = np.arange(count) * available // count * length
     windows: NDArray[np.int64] = tokens[starts[:, None] + np.arange(length)]
     return windows
@@ -60,8 +68,18 @@ def _torch_losses(source: ExportableDecoder, window: NDArray[np.int64]) -> NDArr
     return losses
 
 
-def _graph_losses(decoder: Decoder, window: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The same, prefilled in chunks as the server does."""
+def _losses_of_steps(decoder: Decoder, windows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(B, T) -> (B · (T - 1),): the same of the graph, decoded token by token as the server does."""
+    rows = np.arange(len(windows))
+    losses = []
+    for position, (tokens, targets) in enumerate(pairwise(windows.T)):
+        output = decoder.decode(tokens, np.full(len(rows), position), 1)
+        losses.append(output.logsumexp - output.logits[rows, targets])
+    return np.concatenate(losses)
+
+
+def _losses(decoder: Decoder, window: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The same of the graph, prefilled in chunks as the server does."""
     losses = []
     for start in range(0, len(window) - 1, decoder.prefill_chunk):
         chunk, targets = (window[start + offset : start + offset + decoder.prefill_chunk] for offset in (0, 1))

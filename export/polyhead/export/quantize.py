@@ -28,6 +28,8 @@ from polyhead.export.rewrite import (
 )
 
 Quantization = Literal["none", "int8", "int4"]
+CacheType = Literal["float", "int8"]
+"""Of a decoder's slots; see `quantize_cache.py`."""
 
 LARGEST_WEIGHT = 63
 """Of 7 bits."""

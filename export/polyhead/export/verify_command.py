@@ -14,7 +14,7 @@ from polyhead.export.exportable import Exportable, ExportableDecoder
 from polyhead.export.huggingface.folder import is_hugging_face
 from polyhead.export.huggingface.hub import local_folder
 from polyhead.export.manifest import QUANTIZATIONS, TASKS
-from polyhead.export.parity import TOLERANCES
+from polyhead.export.parity import tolerance_of
 from polyhead.export.pipeline import VERIFIED_ROWS, VERIFIED_TOKENS, load_source
 from polyhead.export.report import bits_line, parity_table
 from polyhead.export.verify import Verification, run_decoder, run_encoder, verify_decoder, verify_encoder
@@ -93,7 +93,8 @@ def verify_bundle(bundle: Bundle, model: Exportable | None) -> Verification:
     """Open the graph as the server does and hold it against the model, if there is one; see `verify`. Raises BundleError,
     ParityError."""
     manifest = bundle.manifest
-    tolerance = next(TOLERANCES[kind] for kind in TOLERANCES if QUANTIZATIONS[kind] == manifest.quantization)
+    quantization = next(kind for kind, value in QUANTIZATIONS.items() if value == manifest.quantization)
+    tolerance = tolerance_of(quantization, "int8" if manifest.cache.type == "int8" else "float")
     if manifest.task == TASK_GENERATE:
         capacity = min(VERIFIED_TOKENS, manifest.limits.max_tokens)
         with closing(Decoder(bundle.graph, manifest, slots=VERIFIED_ROWS, capacity=capacity)) as decoder:

@@ -14,7 +14,7 @@ from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.errors import BundleError
 from polyhead.server.metrics import Metrics, ModelMetrics
-from polyhead.server.runtime.decoder import Decoder
+from polyhead.server.runtime.decoder import LANES, Decoder
 from polyhead.server.runtime.encoder import Encoder
 from polyhead.server.tokenizer import Tokenizer
 from polyhead.v1 import bundle_pb2
@@ -86,10 +86,11 @@ def memory_needed(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
     weights = sum(file.size for file in manifest.files if not file.path.endswith((".json", ".md")))
     if manifest.task != bundle_pb2.TASK_GENERATE:
         return weights
-    cache, slots = manifest.cache, settings.slots + settings.prefix_slots
-    token = 2 * cache.layers * cache.kv_heads * cache.head_size * BYTES.get(cache.type, 4)
+    cache, lanes = manifest.cache, min(settings.slots, LANES) + settings.prefix_slots
+    numbers = 2 * cache.layers * cache.kv_heads * cache.head_size
+    token = numbers * (settings.slots * BYTES.get(cache.type, 4) + lanes * BYTES["float"])
     logits = settings.slots * manifest.limits.vocabulary_size * BYTES["float"]
-    return weights + slots * slot_capacity(manifest, settings) * token + logits
+    return weights + slot_capacity(manifest, settings) * token + logits
 
 
 def slot_capacity(manifest: bundle_pb2.Bundle, settings: Settings) -> int:

@@ -1,6 +1,7 @@
 """What `bundle.json` must say to make sense, before any other file of the bundle is opened. See docs/architecture.md."""
 
 from collections.abc import Iterator, Sequence
+from math import inf
 
 from polyhead.server import ranges
 from polyhead.server.errors import BundleError, InvalidInput
@@ -74,8 +75,7 @@ def check_decoder(manifest: bundle_pb2.Bundle) -> None:
         refuse("cache", "is missing; a decoder needs it")
     require_positive(cache__layers=cache.layers, cache__kv_heads=cache.kv_heads, cache__head_size=cache.head_size)
     require_positive(limits__prefill_chunk=manifest.limits.prefill_chunk)
-    if cache.type != "float":
-        refuse("cache.type", f"must be 'float', got {cache.type!r}")
+    check_cache(cache)
     for default, value in manifest.sampling_defaults.ListFields():
         try:
             ranges.SAMPLING[default.name].check(default.name, value)
@@ -83,6 +83,17 @@ def check_decoder(manifest: bundle_pb2.Bundle) -> None:
             refuse(f"sampling_defaults.{default.name}", error.description)
     check_tensors("inputs", manifest.graphs[0].inputs, dict(decoder_inputs(manifest)), optional=("position_ids",))
     check_tensors("outputs", manifest.graphs[0].outputs, dict(decoder_outputs(manifest)))
+
+
+def check_cache(cache: bundle_pb2.Cache) -> None:
+    if cache.type not in ("float", "int8"):
+        refuse("cache.type", f"must be 'float' or 'int8', got {cache.type!r}")
+    wanted = cache.layers if cache.type == "int8" else 0
+    for name, scales in (("key_scales", cache.key_scales), ("value_scales", cache.value_scales)):
+        if len(scales) != wanted or not all(0 < scale < inf for scale in scales):
+            refuse(
+                f"cache.{name}", f"must be {wanted} positive numbers with cache type {cache.type!r}, got {list(scales)}"
+            )
 
 
 def check_encoder(manifest: bundle_pb2.Bundle) -> None:
@@ -116,6 +127,8 @@ def decoder_inputs(manifest: bundle_pb2.Bundle) -> Iterator[tuple[str, TensorTyp
         "top_k": ("int64", ("1",)),
     }.items()
     yield from cache_tensors(manifest, "past")
+    if manifest.cache.type == "int8":
+        yield "prefill", ("bool", ("1",))
 
 
 def decoder_outputs(manifest: bundle_pb2.Bundle) -> Iterator[tuple[str, TensorType]]:
@@ -128,9 +141,12 @@ def decoder_outputs(manifest: bundle_pb2.Bundle) -> Iterator[tuple[str, TensorTy
 
 def cache_tensors(manifest: bundle_pb2.Bundle, prefix: str) -> Iterator[tuple[str, TensorType]]:
     cache = manifest.cache
+    shape = ("", str(cache.kv_heads), "", str(cache.head_size))
     for layer in range(cache.layers):
         for part in ("key", "value"):
-            yield f"{prefix}.{part}.{layer}", (cache.type, ("", str(cache.kv_heads), "", str(cache.head_size)))
+            yield f"{prefix}.{part}.{layer}", (cache.type, shape)
+            if cache.type == "int8":
+                yield f"lane.{prefix}.{part}.{layer}", ("float", shape)
 
 
 def check_tensors(

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from polyhead.export.quantize import Quantization
 from polyhead.server.constraints import Kind
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import FinishReason, GenerationRequest, Sampling, Stopping
@@ -31,6 +30,7 @@ from tests.decoders import (
     tiny_manifest,
 )
 from tests.traffic import (
+    INDEPENDENT,
     SHARED,
     TRAFFIC,
     Arrival,
@@ -67,14 +67,12 @@ def request(prompt: tuple[int, ...] = (5, 6, 7), sampling: Sampling = GREEDY, **
     return GenerationRequest(prompt, sampling, replace(Stopping(max_tokens=12), **stopping))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("kind", INDEPENDENT)
 @settings(max_examples=10, deadline=None)
 @given(traffic=TRAFFIC)
-def test_an_answer_is_bit_for_bit_the_same_alone_and_in_any_traffic(
-    quantization: Quantization, traffic: list[Arrival]
-) -> None:
+def test_an_answer_is_bit_for_bit_the_same_alone_and_in_any_traffic(kind: str, traffic: list[Arrival]) -> None:
     """A small one; tests/long/test_bits.py goes on for ten minutes."""
-    assert_answers_do_not_depend_on(traffic, quantization)
+    assert_answers_do_not_depend_on(traffic, kind)
 
 
 async def test_greedy_text_is_what_torch_says(engine: Generator) -> None:
