@@ -1,6 +1,7 @@
 """Loading, unloading and reloading by RPC."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import grpc
@@ -10,9 +11,9 @@ from polyhead.client import AsyncClient, ModelFailed, ModelNotFound, NotAllowed
 from polyhead.server.errors import Unavailable
 from polyhead.v1 import model_pb2
 from tests.bundles import EMBEDDER, GENERATOR
-from tests.integration.conftest import Running, Start, endless
+from tests.integration.conftest import Running, Start, endless, until
 from tests.integration.repositories import POLL, answered_by, becomes, embed, listing
-from tests.versions import add_version, remove_version
+from tests.versions import add_version, made, remove_version
 
 
 @pytest.fixture
@@ -160,3 +161,20 @@ async def test_an_order_to_load_takes_in_what_is_new_in_the_folder(start: Start,
     async with client_of(running) as client:
         assert (await client.load_model(GENERATOR)).version == "5"
     await becomes(running, v1="READY")
+
+
+async def test_an_order_does_not_fail_what_is_still_being_copied(start: Start, models: Path) -> None:
+    running = await start(models=models, reload_seconds=600, allow_model_control=True)
+    await until(lambda: running.app.repository._watched)
+    copied = models / GENERATOR / "1"
+    copied.mkdir(parents=True)
+    async with client_of(running) as client:
+        await client.reload_model(EMBEDDER)
+        found = await becomes(running, GENERATOR, v1="LOADING")
+        while not found[f"{GENERATOR}:1"].reason:
+            found = await becomes(running, GENERATOR, v1="LOADING")
+        assert found[f"{GENERATOR}:1"].reason == "bundle.json: is missing"
+        for path in made(GENERATOR, 0).iterdir():
+            shutil.copy(path, copied)
+        assert (await client.load_model(GENERATOR)).state == "ready"
+    assert running.metric("model_loads_total", model=GENERATOR, result="failed") == 0

@@ -36,6 +36,8 @@ class Repository(Lifecycle):
         super().__init__(folder, load, policy, on_change)
         self._refreshing = asyncio.Lock()
         self._reachable = True
+        self._watched = False
+        """Whether somebody will look again at what is not complete."""
         self._take_in(scan(folder))
 
     async def load(self) -> None:
@@ -70,6 +72,7 @@ class Repository(Lifecycle):
 
     async def watch(self, seconds: float) -> None:
         """Refresh for ever, with so many seconds in between."""
+        self._watched = True
         while True:
             await asyncio.sleep(seconds)
             try:
@@ -102,14 +105,13 @@ class Repository(Lifecycle):
             self.entry(name, version, field="version")  # raises
         going = [entry for entry in model.entries.values() if number in (0, entry.version)]
         model.orders.to_unload({number} if number else set(), everything=not number)
-        self._arrange(model)
-        self._start(final=True)
+        self._settle(model)
         while any(entry.memory or entry.model for entry in going):
             await self._next_change()
 
     async def _order_load(self, name: str, version: str) -> tuple[Model, int]:
         number = checked(version)
-        await self.refresh(final=True)
+        await self.refresh(final=not self._watched)
         model = self._models.get(name)
         if model is None or not model.folders:
             raise ModelNotFound(f"no model {name!r}; there are: {listed(self.names()) or 'none'}")
@@ -117,11 +119,11 @@ class Repository(Lifecycle):
             there = listed(sorted(model.folders))
             raise ModelNotFound(f"model {name!r} has no version {number} in its folder; there are: {there}")
         model.orders.to_load(number or max(model.folders), keep=bool(number))
-        self._arrange(model)
         number = number or max(model.folders)
+        self._arrange(model)
         if number not in model.entries:
             model.entries[number] = self._new_entry(model, number)
-        self._start(final=True)
+        self._start(final=not self._watched)
         return model, number
 
     def _replace(self, model: Model, entry: Entry) -> Entry:
@@ -188,7 +190,7 @@ class Repository(Lifecycle):
 
     def _settle(self, model: Model) -> None:
         self._arrange(model)
-        self._start(final=True)
+        self._start(final=not self._watched)
 
     def _start(self, *, final: bool) -> None:
         """Begin with everything that has not begun."""
