@@ -36,6 +36,13 @@ PACKAGES = {
 }
 """What each peer's own environment in `.bench/` has."""
 STREAMS, PROMPT, TOKENS = (1, 16), 128, 128
+BUNDLES = {
+    "int8": ("--quantize", "int8"),
+    "int8, int8 cache": ("--quantize", "int8", "--cache", "int8"),
+    "int4": ("--quantize", "int4"),
+}
+"""Polyhead's, and how they are exported."""
+REFERENCE = "Polyhead int8, int8 cache, in process"
 
 Figures = dict[str, float]
 """tokens_per_second and time_to_first_token of one run."""
@@ -84,10 +91,9 @@ def prepare(families: list[str]) -> None:
         checkpoint,
         lambda: call(sys.executable, PEERS.parent / "make_checkpoint.py", "--shape=135m", "--out", checkpoint),
     )
-    for kind in ("int8", "int4"):
-        model = WORK / f"models-{kind}" / "decoder"
-        text = ["--eval-data", ROOT / "README.md"]
-        make(model, partial(call, POLYHEAD, "export", checkpoint, "--out", model, "--quantize", kind, *text))
+    for kind, options in BUNDLES.items():
+        model, text = models_of(kind) / "decoder", ("--eval-data", ROOT / "README.md")
+        make(model, partial(call, POLYHEAD, "export", checkpoint, "--out", model, *options, *text))
     if set(families) & set(PACKAGES):
         make(WORK / "llama", partial(make_environment, "llama"))  # it has what writes the formats
         formats = WORK / "formats"
@@ -95,6 +101,11 @@ def prepare(families: list[str]) -> None:
     if "genai" in families:
         for kind in ("int8", "int4"):
             make(WORK / f"genai-{kind}", partial(build_genai, kind))
+
+
+def models_of(kind: str) -> Path:
+    """The models folder with one of BUNDLES."""
+    return WORK / f"models-{kind.replace(', ', '-').replace(' ', '-')}"
 
 
 def make(path: Path, recipe: Callable[[], object]) -> None:
@@ -141,13 +152,13 @@ def all_contenders() -> list[Contender]:
         return Contender(name, family, lambda streams: in_process(executable, PEERS / script, model, streams))
 
     def engine(kind: str) -> Contender:
-        bundle = WORK / f"models-{kind}" / "decoder" / "1"
+        bundle = models_of(kind) / "decoder" / "1"
         return peer(f"Polyhead {kind}, in process", "polyhead", "polyhead_peer.py", bundle)
 
+    served = "int8, int8 cache"
     return [
-        Contender("Polyhead int8, over gRPC", "polyhead", partial(over_grpc, WORK / "models-int8")),
-        engine("int8"),
-        engine("int4"),
+        Contender(f"Polyhead {served}, over gRPC", "polyhead", partial(over_grpc, models_of(served))),
+        *map(engine, BUNDLES),
         peer("llama.cpp Q8_0", "llama", "llama_cpp_peer.py", WORK / "formats" / "q8_0.gguf"),
         peer("llama.cpp Q4_0", "llama", "llama_cpp_peer.py", WORK / "formats" / "q4_0.gguf"),
         peer("onnxruntime-genai int8", "genai", "genai_peer.py", WORK / "genai-int8"),
@@ -201,10 +212,10 @@ def table(streams: int, rows: dict[str, list[Figures]]) -> str:
     lines = [
         f"**{streams} {'stream' if streams == 1 else 'streams'}, {PROMPT} tokens in, {TOKENS} out**",
         "",
-        "| | output tokens/s | times that of Polyhead int8 in process | time to first token, s |",
+        f"| | output tokens/s | times {REFERENCE} | time to first token, s |",
         "|---|---|---|---|",
     ]
-    reference = next((runs for name, runs in rows.items() if name == "Polyhead int8, in process"), None)
+    reference = rows.get(REFERENCE)
     for name, runs in rows.items():
         speed = median(run["tokens_per_second"] for run in runs)
         first = median(run["time_to_first_token"] for run in runs)
