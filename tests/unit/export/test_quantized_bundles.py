@@ -88,7 +88,7 @@ def test_a_loss_above_the_limit_is_refused_with_what_was_measured() -> None:
     check_loss(figures, None)
     check_loss(figures, 0.11)
     with pytest.raises(
-        ExportError, match="the loss is 0.1, more than --max-loss 0.05: perplexity 11, perplexity_fp32 10"
+        ExportError, match=r"the loss is 0\.1, more than --max-loss 0\.05: perplexity 11, perplexity_fp32 10"
     ):
         check_loss(figures, 0.05)
 
