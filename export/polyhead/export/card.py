@@ -17,6 +17,7 @@ def model_card(name: str, version: str, manifest: bundle_pb2.Bundle, source: Sou
         "quantization": bundle_pb2.Quantization.Name(manifest.quantization).removeprefix("QUANTIZATION_").lower(),
         **({"cache": manifest.cache.type} if manifest.HasField("cache") else {}),
         "same answer in any traffic": "yes" if manifest.traffic_independent else "no",
+        **({"licence": manifest.license} if manifest.license else {}),
     }
     parity = [(c.name, c.shape, f"{c.error:.1e}", f"{c.tolerance:.0e}") for c in manifest.parity]
     sections = [

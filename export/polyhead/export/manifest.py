@@ -58,6 +58,7 @@ def make_manifest(source: Source, quantization: Quantization) -> bundle_pb2.Bund
         quality={f"{name}{suffix}": figure for name, figure in source.quality.items()},
         made_with=_versions(),
         parameters=sum(parameter.numel() for parameter in source.model.parameters()),
+        license=source.license,
     )
     manifest.created_at.GetCurrentTime()
     if isinstance(source.model, ExportableDecoder):

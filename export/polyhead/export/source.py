@@ -29,6 +29,8 @@ class Source:
     """For decoders: how a request that says nothing is sampled."""
     chat_template: str | None = None
     """Jinja."""
+    license: str = ""
+    """What the checkpoint says of it; empty where it says nothing."""
     quality: Mapping[str, float] = field(default_factory=dict)
     """Measured in fp32 by who made the checkpoint."""
     training: Mapping[str, object] = field(default_factory=dict)

@@ -166,6 +166,7 @@ class Bundle(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    LICENSE_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """1. A server refuses what is newer than it knows."""
     task: Global___Task.ValueType
@@ -180,6 +181,8 @@ class Bundle(_message.Message):
     """Whether answers are promised to be the same bits whatever else the server does."""
     parameters: _builtins.int
     """Trainable parameters of the model."""
+    license: _builtins.str
+    """What the checkpoint says of its licence, such as `apache-2.0`; empty where it says nothing."""
     @_builtins.property
     def graphs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Graph]:
         """`decoder` for TASK_GENERATE, `encoder` for the others."""
@@ -240,10 +243,11 @@ class Bundle(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         parameters: _builtins.int = ...,
         files: _abc.Iterable[Global___File] | None = ...,
+        license: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "cache", b"cache", "created_at", b"created_at", "limits", b"limits", "sampling_defaults", b"sampling_defaults", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "architecture", b"architecture", "cache", b"cache", "created_at", b"created_at", "files", b"files", "graphs", b"graphs", "labels", b"labels", "limits", b"limits", "made_with", b"made_with", "normalized", b"normalized", "parameters", b"parameters", "parity", b"parity", "pooling", b"pooling", "quality", b"quality", "quantization", b"quantization", "sampling_defaults", b"sampling_defaults", "schema_version", b"schema_version", "task", b"task", "tokenizer", b"tokenizer", "traffic_independent", b"traffic_independent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "architecture", b"architecture", "cache", b"cache", "created_at", b"created_at", "files", b"files", "graphs", b"graphs", "labels", b"labels", "license", b"license", "limits", b"limits", "made_with", b"made_with", "normalized", b"normalized", "parameters", b"parameters", "parity", b"parity", "pooling", b"pooling", "quality", b"quality", "quantization", b"quantization", "sampling_defaults", b"sampling_defaults", "schema_version", b"schema_version", "task", b"task", "tokenizer", b"tokenizer", "traffic_independent", b"traffic_independent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache: _TypeAlias = _typing.Literal["cache"]  # noqa: Y015
     _WhichOneofArgType__cache: _TypeAlias = _typing.Literal["_cache", b"_cache"]  # noqa: Y015
@@ -315,11 +319,32 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 class Tokenizer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SpecialTokensEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     FILE_FIELD_NUMBER: _builtins.int
     BOS_TOKEN_ID_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PAD_TOKEN_ID_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     file: _builtins.str
     """`tokenizer.json` of the tokenizers library, inside the bundle."""
     bos_token_id: _builtins.int
@@ -331,6 +356,12 @@ class Tokenizer(_message.Message):
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Any of them ends an answer."""
 
+    @_builtins.property
+    def special_tokens(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Texts of special tokens by the names that chat templates know them by, such as `bos_token`. Empty: those of the ids
+        above.
+        """
+
     def __init__(
         self,
         *,
@@ -339,10 +370,11 @@ class Tokenizer(_message.Message):
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         pad_token_id: _builtins.int | None = ...,
         chat_template: _builtins.str = ...,
+        special_tokens: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_pad_token_id", b"_pad_token_id", "bos_token_id", b"bos_token_id", "pad_token_id", b"pad_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_pad_token_id", b"_pad_token_id", "bos_token_id", b"bos_token_id", "chat_template", b"chat_template", "eos_token_ids", b"eos_token_ids", "file", b"file", "pad_token_id", b"pad_token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_pad_token_id", b"_pad_token_id", "bos_token_id", b"bos_token_id", "chat_template", b"chat_template", "eos_token_ids", b"eos_token_ids", "file", b"file", "pad_token_id", b"pad_token_id", "special_tokens", b"special_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015

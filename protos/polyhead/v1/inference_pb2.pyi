@@ -124,6 +124,31 @@ class Input(_message.Message):
 Global___Input: _TypeAlias = Input  # noqa: Y015
 
 @_typing.final
+class Message(_message.Message):
+    """A turn of a conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """Who speaks, 1 to 64 characters; `system`, `user`, `assistant` and whatever else the model's chat template knows."""
+    content: _builtins.str
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
 class ResponseHeader(_message.Message):
     """Sent with every answer."""
 
@@ -416,6 +441,9 @@ class GenerateRequest(_message.Message):
     CONSTRAINT_FIELD_NUMBER: _builtins.int
     PROMPT_LOOKUP_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    ADD_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Up to 128 printable ASCII characters; shown in logs and in the answer. Empty: metadata x-request-id, else made by the server."""
     logprobs: _builtins.int
@@ -432,6 +460,10 @@ class GenerateRequest(_message.Message):
     """
     priority: _builtins.int
     """-100 to 100: requests of higher priority leave the queue first. Default 0."""
+    add_generation_prompt: _builtins.bool
+    """Ask the template to begin the assistant's next turn. Only with messages. Default true, with continue_final_message false."""
+    continue_final_message: _builtins.bool
+    """Go on with the last message, the beginning of a turn of the assistant's, as if the model had written it. Only with messages."""
     @_builtins.property
     def model(self) -> Global___ModelReference: ...
     @_builtins.property
@@ -445,6 +477,12 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def constraint(self) -> Global___Constraint:
         """What every answer must match. Not together with ignore_eos or min_tokens."""
+
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
+        """In place of prompt: 1 to 1,024 turns with at most 1,048,576 characters together, of which the model's chat template
+        makes the prompt. The template writes the special tokens too; none are added.
+        """
 
     def __init__(
         self,
@@ -460,17 +498,24 @@ class GenerateRequest(_message.Message):
         constraint: Global___Constraint | None = ...,
         prompt_lookup: _builtins.bool = ...,
         priority: _builtins.int = ...,
+        messages: _abc.Iterable[Global___Message] | None = ...,
+        add_generation_prompt: _builtins.bool | None = ...,
+        continue_final_message: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "constraint", b"constraint", "logprobs", b"logprobs", "model", b"model", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "add_generation_prompt", b"add_generation_prompt", "constraint", b"constraint", "logprobs", b"logprobs", "model", b"model", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "constraint", b"constraint", "logprobs", b"logprobs", "model", b"model", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_lookup", b"prompt_lookup", "request_id", b"request_id", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "add_generation_prompt", b"add_generation_prompt", "constraint", b"constraint", "continue_final_message", b"continue_final_message", "logprobs", b"logprobs", "messages", b"messages", "model", b"model", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_lookup", b"prompt_lookup", "request_id", b"request_id", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
+    _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
     _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__samples: _TypeAlias = _typing.Literal["samples"]  # noqa: Y015
     _WhichOneofArgType__samples: _TypeAlias = _typing.Literal["_samples", b"_samples"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__add_generation_prompt) -> _WhichOneofReturnType__add_generation_prompt | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
     @_typing.overload

@@ -248,6 +248,7 @@ BUNDLE = bundle_pb2.Bundle(
     quality={"accuracy": 0.91},
     parity=[bundle_pb2.ParityCheck(name="probabilities", shape="1 × 16", error=3e-7, tolerance=5e-5)],
     made_with={"torch": "2.13"},
+    license="apache-2.0",
     files=[bundle_pb2.File(path="encoder.onnx", size=2048)],
 )
 

@@ -98,6 +98,8 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
         yield "parameters", f"{bundle.parameters:,}"
         yield "quantization", bundle_pb2.Quantization.Name(bundle.quantization).removeprefix("QUANTIZATION_").lower()
         yield "same answer in any traffic", "yes" if bundle.traffic_independent else "no"
+        if bundle.license:
+            yield "licence", bundle.license
         if bundle.labels:
             yield "labels", ", ".join(bundle.labels)
         yield "size of its files", _size(sum(file.size for file in bundle.files))

@@ -11,8 +11,10 @@ from polyhead.export.huggingface.architectures import task_of
 from polyhead.export.huggingface.decoder import HuggingFaceDecoder
 from polyhead.export.huggingface.encoder import HuggingFaceClassifier, HuggingFaceEmbedder, longest_input
 from polyhead.export.huggingface.folder import CheckpointFolder
+from polyhead.export.huggingface.licence import read_license
 from polyhead.export.huggingface.load import load_model
 from polyhead.export.huggingface.sentences import SentenceHead, read_steps, sentence_head
+from polyhead.export.huggingface.special_tokens import special_tokens
 from polyhead.export.source import Source
 from polyhead.models.checkpoint import Task
 
@@ -39,6 +41,7 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
     size = model.sizes.vocabulary_size
     tokenizer_json = folder.tokenizer_json(size)
     entry = folder.tokenizer_entry(tokenizer_json, size)
+    entry.special_tokens.update(special_tokens(folder.tokenizer_config))
     if task != "generate" and not entry.HasField("pad_token_id"):
         raise ExportError(f"{path}: neither config.json nor tokenizer_config.json names a pad token")
     if folder.sentence_config.get("do_lower_case"):
@@ -52,6 +55,7 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
         labels=folder.labels() if task == "classify" else (),
         sampling=folder.sampling(),
         chat_template=folder.chat_template if task == "generate" else None,
+        license=read_license(path, folder.config),
         training={"imported from": folder.architecture or folder.model_type},
     )
 

@@ -286,6 +286,7 @@ def test_a_model_is_described_by_all_that_its_bundle_says(capsys: pytest.Capture
         "parameters                  1,099,511,627,776",
         "quantization                int8",
         "same answer in any traffic  yes",
+        "licence                     apache-2.0",
         "labels                      long, short",
         "size of its files           2 KiB",
         "",
