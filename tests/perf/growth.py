@@ -3,7 +3,8 @@
     python -m tests.perf.growth MODELS/NAME/VERSION [--rounds 3] [--png docs/images/growth.png]
 
 In each round everything is measured once; the best counts, which others on the machine disturbed least. Memory is what this
-process takes up more when prompts fill slots one after the other, beside what keys and values of that many tokens must take.
+process takes up more when a prompt's keys and values fill one slot after the other, beside what they must take. The system gives
+it in pages of up to 2 MB, in which neighbouring slots of a layer share, so it grows in steps.
 """
 
 import argparse
@@ -47,6 +48,7 @@ async def throughput(bundle: Path, streams: int, prompt: int = 128, answer: int 
 def steps(bundle: Path, contexts: tuple[int, ...] = CONTEXTS) -> Series:
     """Seconds of a step of `ROWS` rows at each context."""
     decoder = opened(bundle, ROWS, max(contexts) + 1)
+    decoder.memory.slots.fill(1)  # memory that was never written would all be one page of zeros
     tokens = np.arange(ROWS)
     measured = {}
     for context in contexts:
@@ -67,24 +69,23 @@ def opened(bundle: Path, slots: int, capacity: int) -> Decoder:
 
 def filling(bundle: Path) -> tuple[Series, Series]:
     """Bytes taken up more when so many slots are full, measured and by arithmetic."""
-    decoder = opened(bundle, max(SLOTS_FILLED) + 1, FILLED)
-    fill(decoder, max(SLOTS_FILLED))  # what the runtime takes once, for chunks as long as these
+    decoder = opened(bundle, max(SLOTS_FILLED), FILLED)
+    read_prompt(decoder)  # what the runtime takes once, for chunks as long as these
     begin, filled = memory_bytes(), 0
     measured: Series = {}
     for slots in SLOTS_FILLED:
-        while filled < slots:
-            fill(decoder, filled)
-            filled += 1
-        measured[slots] = memory_bytes() - begin
+        for slot in range(filled, slots):
+            decoder.memory.commit(0, slot, FILLED)
+        measured[slots], filled = memory_bytes() - begin, slots
     expected = {slots: float(slots * decoder.memory.bytes_per_slot) for slots in SLOTS_FILLED}
     decoder.close()
     return measured, expected
 
 
-def fill(decoder: Decoder, slot: int) -> None:
+def read_prompt(decoder: Decoder) -> None:
+    """Into the first lane."""
     for start in range(0, FILLED, decoder.prefill_chunk):
         decoder.prefill(0, [np.arange(decoder.prefill_chunk)], [start], 1)
-    decoder.memory.commit(0, slot, FILLED)
 
 
 def memory_bytes() -> int:
