@@ -71,7 +71,7 @@ def train_all() -> float:
     """
     began = time.monotonic()
     RUNS.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, len(os.sched_getaffinity(0)) // len(THREE)))
+    threads = str(max(1, (os.cpu_count() or 1) // len(THREE)))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     trainings: dict[str, subprocess.Popen[bytes]] = {}
     try:

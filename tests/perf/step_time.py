@@ -20,8 +20,8 @@ from polyhead.server.bundle import read_bundle
 from polyhead.server.runtime import threads
 from polyhead.server.runtime.decoder import Decoder
 
-TOP_K = 64
-"""What the engine asks of a graph at least."""
+TOP_K = 1
+"""What the engine asks of a graph for greedy answers."""
 
 
 def open_decoder(folder: Path, rows: int, context: int, longest_chunk: int) -> Decoder:

@@ -42,7 +42,7 @@ def calibration_samples(bundle: Bundle, text: str | None) -> list[list[int]]:
     if text:
         tokenizer = tokenizers.Tokenizer.from_file(str(bundle.tokenizer))
         tokenizer.no_padding()
-        samples.append(tokenizer.encode(text[: 20 * length], add_special_tokens=False).ids[:length])
+        samples.append(tokenizer.encode(text[: 20 * length]).ids[:length])  # with the begin token, which may stand out
     return [sample for sample in samples if sample]
 
 

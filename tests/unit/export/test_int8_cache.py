@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from polyhead.export.__main__ import main
+from polyhead.export.quality import loss_of
 from polyhead.export.verify_command import main as verify
 from polyhead.server.bundle import read_bundle
 from polyhead.v1 import bundle_pb2
@@ -27,6 +28,7 @@ def test_a_bundle_with_an_int8_cache_has_its_scales_and_says_what_it_costs(tmp_p
     assert len(manifest.cache.key_scales) == len(manifest.cache.value_scales) == manifest.cache.layers
     assert manifest.traffic_independent
     assert manifest.quality["perplexity"] != manifest.quality["perplexity_fp32"]
+    assert loss_of(manifest.quality) < 0.02
     assert "| cache | int8 |" in (out / "1" / "MODEL.md").read_text("utf-8")
     assert verify([str(out), "--against", str(checkpoint)]) == 0
 

@@ -182,11 +182,11 @@ class Generator:
                 self._hand_out(self._stepper.decode(rows))
             except Exception as error:  # the rows share the call, so they share its failure; who waits does not
                 log.exception("a step of generation failed", rows=len(rows))
-                for sequence in rows:
+                for sequence in reversed(rows):
                     self._fail(sequence, error)
 
     def _next_calls(self) -> list[list[Chunk]]:
-        for sequence in self._scheduler.admitted:
+        for sequence in reversed(self._scheduler.admitted):
             if sequence.ended:
                 self._release(sequence)
         while self._admit():
@@ -230,12 +230,19 @@ class Generator:
                 self._fail(chunk.sequence, error)
 
     def _hand_out(self, pieces: Pieces) -> None:
+        over: list[tuple[Sequence, Exception | None]] = []
         for sequence, piece in pieces:
             if isinstance(piece, Exception):
-                self._fail(sequence, piece)
+                over.append((sequence, piece))
                 continue
             self._deliveries.append((self._answers[sequence], piece))
             if piece.finish_reason:
+                over.append((sequence, None))
+        # The last slots first: else those who go would still be moved into the gaps of others.
+        for sequence, error in sorted(over, key=lambda one: one[0].slot, reverse=True):
+            if error is not None:
+                self._fail(sequence, error)
+            else:
                 self._release(sequence)
                 self._learn_duration(sequence)
 

@@ -47,7 +47,12 @@ class PrefixCache:
                 self._chains.move_to_end(held)
                 return
         target = self._replaced_by(chain)
-        self._memory.copy_lane(lane, target, len(chain) * self._chunk_tokens)
+        self._chains.pop(target, None)
+        try:
+            self._memory.copy_lane(lane, target, len(chain) * self._chunk_tokens)
+        except BaseException:
+            self._unused.append(target)
+            raise
         self._chains[target] = chain
 
     def _replaced_by(self, chain: list[bytes]) -> int:

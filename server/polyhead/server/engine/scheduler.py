@@ -27,12 +27,15 @@ class GeneratorLimits:
     max_queue_tokens: int
     """Prompt tokens that may wait for a slot."""
     prefill_budget_tokens: int
-    """Tokens that each prompt in a lane gets on by between two steps of the decoding rows; at least one chunk of the first one.
-    All prompts together get on by that times the number of lanes at most."""
+    """Tokens that each prompt in a lane gets on by between two steps of the decoding rows; a chunk at least. All prompts together
+    get on by that times the number of lanes at most."""
 
 
 MOST_PADDING = 8
 """Tokens of padding that chunks may cost who share a call: computing them takes about as long as another call takes at least."""
+
+SHORT_PROMPT_CHUNKS = 4
+"""A prompt of so many chunks at most need not wait behind long ones that have all lanes but one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +115,22 @@ class Scheduler:
         return True
 
     def admit(self) -> Sequence | None:
-        """Give the first waiting request a lane, if there is one and a slot for each of its samples."""
-        slots, waiting = self._slots, self._waiting
-        if not waiting or not slots.has_free_lane or slots.free < waiting[0].request.samples:
+        """Give the first waiting request that may have it a lane, if there is one and a slot for each of its samples."""
+        sequence = next(filter(self._may_enter, self._waiting), None)
+        if sequence is None or self._slots.free < sequence.request.samples:
             return None
-        sequence = waiting.pop(0)
+        self._waiting.remove(sequence)
         self._waiting_tokens -= len(sequence.request.prompt)
-        slots.enter(sequence)
+        self._slots.enter(sequence)
         self._prefilling.append(sequence)
         return sequence
+
+    def _may_enter(self, sequence: Sequence) -> bool:
+        """The last lane is for who is soon out of it again, or comes before everyone in the others."""
+        if self._slots.free_lanes != 1 or self._slots.lanes == 1:
+            return self._slots.free_lanes > 0
+        short = len(sequence.request.prompt) <= SHORT_PROMPT_CHUNKS * self._chunk_tokens
+        return short or all(sequence.request.priority > other.request.priority for other in self._prefilling)
 
     def restore_prefix(self, sequence: Sequence) -> None:
         """Begin an admitted prompt with what the prefix cache has of it, unless every position's logits are wanted."""
@@ -132,7 +142,7 @@ class Scheduler:
 
     def next_calls(self) -> list[list[Chunk]]:
         """Chunks to prefill next, those of an inner list in one call; none: this iteration has read what it may."""
-        each = self._limits.prefill_budget_tokens
+        each = max(self._limits.prefill_budget_tokens, self._chunk_tokens)
         chunks: list[Chunk] = []
         for sequence in self._prefilling:
             chunk = self._next_chunk(sequence)
@@ -153,9 +163,9 @@ class Scheduler:
         sequence = chunk.sequence
         sequence.cached = chunk.end
         if chunk.is_last:
-            self._prefilling.remove(sequence)
             self._prefixes.keep(sequence.request.prompt, sequence.lane)
             self._slots.promote(sequence)
+            self._prefilling.remove(sequence)
 
     def finish(self, sequence: Sequence) -> list[Sequence]:
         """A sequence ends, for whatever reason: free its slot, or the lane where its prompt is read for all samples.

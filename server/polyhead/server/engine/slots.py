@@ -37,8 +37,8 @@ class Slots:
         return self._count - self.used
 
     @property
-    def has_free_lane(self) -> bool:
-        return None in self._lanes
+    def free_lanes(self) -> int:
+        return self._lanes.count(None)
 
     def enter(self, sequence: Sequence) -> None:
         """Give a lane to a sequence whose prefill begins."""
@@ -47,10 +47,13 @@ class Slots:
 
     def promote(self, sequence: Sequence) -> None:
         """Its prefill ended: it and its siblings, who share the prompt, get the next slots."""
-        for sample in (sequence, *sequence.siblings):
-            sample.slot, sample.cached = len(self.decoding), sequence.cached
-            self._memory.commit(sequence.lane, sample.slot, sample.cached)
-            self.decoding.append(sample)
+        samples, first, length = (sequence, *sequence.siblings), len(self.decoding), sequence.cached
+        self._memory.commit(sequence.lane, first, length)
+        for slot in range(first + 1, first + len(samples)):
+            self._memory.move(first, slot, length)
+        for slot, sample in enumerate(samples, first):  # nothing from here on can fail halfway
+            sample.slot, sample.cached = slot, length
+        self.decoding += samples
         self.leave(sequence)
 
     def leave(self, sequence: Sequence) -> None:

@@ -85,10 +85,17 @@ class Stepper:
     def decode(self, rows: list[Sequence]) -> Pieces:
         """The next token of every row; rows[i] sits in slot i. Rows that speculate may get several."""
         if len(rows) <= MOST_SPECULATING_ROWS and any(s.request.prompt_lookup for s in rows):
-            return [piece for sequence in rows for piece in self._speculate(sequence)]
+            return [piece for sequence in rows for piece in self._guess(sequence)]
         self._prepare(rows)
         out = self._run(rows)
         return self._choose(rows, out, range(len(rows)))
+
+    def _guess(self, sequence: Sequence) -> Pieces:
+        """Each row has calls of its own, so that a failure is its own."""
+        try:
+            return self._speculate(sequence)
+        except Exception as error:
+            return [(sequence, error)]
 
     def _speculate(self, sequence: Sequence) -> Pieces:
         """Check guesses in one call; each position's choice is made as ever, and the first that differs ends the run."""

@@ -60,7 +60,8 @@ def bad_words(words: Sequence[str], model: LiveModel) -> tuple[tuple[int, ...], 
     """Each as the tokens it has at the beginning of a text and after a space."""
     check_strings("sampling.bad_words", words, MAX_BAD_WORDS)
     encode = model.tokenizer.encode
-    return tuple({tuple(encode(text, add_special_tokens=False)): None for word in words for text in (word, f" {word}")})
+    encoded = (tuple(encode(text, add_special_tokens=False)) for word in words for text in (word, f" {word}"))
+    return tuple({tokens: None for tokens in encoded if tokens})  # a word that has no tokens can't be said either
 
 
 def stopping(given: inference_pb2.StoppingCriteria, room: int, prompt_tokens: int, default_max_tokens: int) -> Stopping:

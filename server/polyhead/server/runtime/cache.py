@@ -26,8 +26,9 @@ class CacheMemory:
         self.quantized = cache.type == "int8"
         self.slots = np.zeros((2, cache.layers, slots, *layer), np.int8 if self.quantized else np.float32)
         self.lanes = np.zeros((2, cache.layers, lanes, *layer), np.float32)
-        scales = np.array([cache.key_scales, cache.value_scales], np.float32)  # (2, layers), or (2, 0) of fp32
-        self._scales = scales.reshape(2, -1, 1, 1, 1)
+        self._scales = np.array([cache.key_scales, cache.value_scales], np.float32)  # (2, layers), or (2, 0) of fp32
+        # Copies go layer by layer: numpy can't tell that slots of one array don't overlap and would copy all of it twice.
+        self._layers = list(np.ndindex(2, cache.layers))
 
     @property
     def bytes_per_slot(self) -> int:
@@ -36,23 +37,25 @@ class CacheMemory:
 
     def commit(self, lane: int, slot: int, length: int) -> None:
         """Copy what a lane holds to a slot, in the slot's type. Magnitudes beyond what was calibrated become the largest."""
-        source, target = self.lanes[:, :, lane, :, :length], self.slots[:, :, slot, :, :length]
-        if not self.quantized:
-            target[:] = source
-            return
-        for keys_or_values, layers, scales in zip(target, source, self._scales, strict=True):
-            steps = np.rint(layers / scales)
-            keys_or_values[:] = np.clip(steps, -LARGEST, LARGEST, out=steps)
+        for layer in self._layers:
+            held = self.lanes[layer][lane, :, :length]
+            if self.quantized:
+                held = held / self._scales[layer]
+                np.rint(held, out=held)
+                np.clip(held, -LARGEST, LARGEST, out=held)
+            self.slots[layer][slot, :, :length] = held
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the beginning of one slot to another."""
-        self.slots[:, :, target, :, :length] = self.slots[:, :, source, :, :length]
+        for layer in self._layers:
+            self.slots[layer][target, :, :length] = self.slots[layer][source, :, :length]
 
     def copy_lane(self, source: int, target: int, length: int) -> None:
         """Copy the beginning of one lane to another."""
-        self.lanes[:, :, target, :, :length] = self.lanes[:, :, source, :, :length]
+        for layer in self._layers:
+            self.lanes[layer][target, :, :length] = self.lanes[layer][source, :, :length]
 
     def read(self, slot: int, length: int) -> Floats:
         """Keys and values that a slot holds, (2, layers, kv_heads, length, head_size); a copy."""
         held = self.slots[:, :, slot, :, :length].astype(np.float32)
-        return held * self._scales if self.quantized else held
+        return held * self._scales[:, :, None, None, None] if self.quantized else held

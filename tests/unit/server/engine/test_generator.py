@@ -178,10 +178,38 @@ async def test_closing_tells_everyone_who_still_waits() -> None:
 async def test_a_prefill_that_fails_is_told_to_its_own_request_alone(engine: Generator) -> None:
     """An id over the vocabulary makes the graph itself fail, in the middle of a neighbour's answer."""
     alone = await answer(engine, request(max_tokens=60))
-    neighbour = asyncio.ensure_future(answer(engine, request(max_tokens=60)))
+    under_way = engine.submit(request(max_tokens=60))
+    pieces = [await anext(under_way)]
     with pytest.raises(Exception, match="Gather"):
         await answer(engine, request(prompt=(VOCABULARY + 5,)))
-    assert await neighbour == alone
+    pieces += [piece async for piece in under_way]
+    assert [token for piece in pieces for token in piece.token_ids] == list(alone.token_ids)
+
+
+class Picky(Decoder):
+    """Refuses to read several prompts at once."""
+
+    refused = 0
+
+    def prefill(self, lane: int, chunks: Any, *args: Any, **kwargs: Any) -> StepOutput:
+        if len(chunks) > 1:
+            self.refused += 1
+            raise RuntimeError("one at a time")
+        return super().prefill(lane, chunks, *args, **kwargs)
+
+
+async def test_chunks_whose_common_call_fails_are_read_one_by_one(engine: Generator) -> None:
+    prompts = [request(prompt=tuple(range(start, start + 3 * CHUNK))) for start in (10, 90, 170)]
+    alone = [await answer(engine, one) for one in prompts]
+    decoder = Picky(tiny_graph(), tiny_manifest(), slots=4, capacity=CAPACITY)
+    picky = Generator(decoder, byte_tokenizer(), LIMITS, SilentObserver())
+    first, *others = (picky.submit(one) for one in prompts)  # all are there when it starts
+    picky.start()
+    for submitted, expected in zip((first, *others), alone, strict=True):
+        tokens = [token async for piece in submitted for token in piece.token_ids]
+        assert tokens == list(expected.token_ids)
+    assert decoder.refused > 0
+    picky.close()
 
 
 class Faulty(Decoder):

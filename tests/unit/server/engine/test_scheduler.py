@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyhead.server.engine.prefixes import PrefixCache
-from polyhead.server.engine.scheduler import Chunk, Scheduler
+from polyhead.server.engine.scheduler import SHORT_PROMPT_CHUNKS, Chunk, Scheduler
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Sequence, Stopping, sequences_of
 from polyhead.server.engine.slots import Slots
 from polyhead.server.errors import Overloaded
@@ -113,7 +113,7 @@ def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_
                 policy.prefilled(chunk)
         spent = Counter({s: sum(c.tokens for c in ran if c.sequence is s) for s in {c.sequence for c in ran}})
         assert all(tokens <= max(CHUNK, budget) for tokens in spent.values())
-        assert spent.total() <= max(CHUNK, LANES * budget)
+        assert spent.total() <= LANES * max(CHUNK, budget)
         begun += sorted((c.sequence for c in ran if c.start == 0), key=sequences.index)
         for s in list(pool.decoding):
             assert ledger.slots[s.slot] is written[s], "the cache moved without its sequence"
@@ -153,11 +153,86 @@ def test_a_prompt_gets_on_by_its_budget_and_all_together_by_one_for_each_lane() 
     assert sum(map(sum, shared)) <= LANES * 2 * CHUNK < sum(map(sum, shared)) + 5
 
 
-def test_at_least_one_chunk_is_read_however_small_the_budget() -> None:
+def test_a_prompt_gets_on_by_a_chunk_however_small_the_budget() -> None:
     policy, _, _ = scheduler(prefill_budget_tokens=1)
     policy.add(sequence(20), 1.0)
     policy.add(sequence(20), 1.0)
-    assert lengths(prefill_iteration(policy)) == [[CHUNK]]
+    assert lengths(prefill_iteration(policy)) == [[CHUNK, CHUNK]]
+
+
+def test_a_short_prompt_need_not_wait_until_long_ones_are_read() -> None:
+    policy, pool, _ = scheduler(slots=8, prefill_budget_tokens=CHUNK)
+    for _ in range(2 * LANES):
+        policy.add(sequence(CAPACITY), 1.0)
+    short = sequence(SHORT_PROMPT_CHUNKS * CHUNK)
+    policy.add(short, 1.0)
+    for _ in range(SHORT_PROMPT_CHUNKS):
+        prefill_iteration(policy)
+    assert pool.decoding == [short]
+
+
+def test_an_urgent_prompt_takes_the_last_lane_however_long() -> None:
+    policy, pool, _ = scheduler(slots=8, prefill_budget_tokens=CHUNK)
+    for _ in range(2 * LANES):
+        policy.add(sequence(CAPACITY), 1.0)
+    prefill_iteration(policy)
+    urgent = sequence(CAPACITY, priority=1)
+    policy.add(urgent, 1.0)
+    prefill_iteration(policy)
+    assert urgent.lane >= 0
+    assert pool.free_lanes == 0
+
+
+class Broken(Ledger):
+    """Refuses the n-th copy."""
+
+    def __init__(self, slots: int, refused: int) -> None:
+        super().__init__(slots)
+        self.lanes = [None] * (LANES + 1)
+        self._left = refused
+
+    def _copy(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise MemoryError
+
+    def commit(self, lane: int, slot: int, length: int) -> None:
+        self._copy()
+        super().commit(lane, slot, length)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        self._copy()
+        super().move(source, target, length)
+
+    def copy_lane(self, source: int, target: int, length: int) -> None:
+        self._copy()
+        super().copy_lane(source, target, length)
+
+
+@pytest.mark.parametrize("refused", range(1, 7))
+def test_whatever_copy_fails_a_prompt_that_is_given_up_leaves_nothing_behind(refused: int) -> None:
+    """Copies are of a first prompt to the prefix cache and a slot, then of one with three samples."""
+    ledger = Broken(8, refused)
+    pool = Slots(8, LANES, ledger)
+    prefixes = PrefixCache(LANES, 1, ledger, CHUNK)
+    policy = Scheduler(pool, prefixes, LIMITS, chunk_tokens=CHUNK, capacity=CAPACITY)
+    policy.add(sequence(CHUNK), 1.0)
+    policy.add(sequence(2 * CHUNK, samples=3), 1.0)
+    failures = 0
+    policy.begin_iteration()
+    while calls := next_calls(policy):
+        for chunk in chain(*calls):
+            try:
+                policy.prefilled(chunk)
+            except MemoryError:
+                failures += 1
+                policy.finish(chunk.sequence)
+            policy.check_integrity()
+    assert failures == 1
+    for decoding in reversed(list(pool.decoding)):
+        policy.finish(decoding)
+    policy.check_integrity()
+    assert not policy.has_work
 
 
 def test_a_long_prompt_gets_on_by_its_budget_and_short_ones_pass_it() -> None:
