@@ -80,7 +80,7 @@ class Settings(BaseSettings):
         description="longest prompt with its answer, in tokens (default: the model's longest, at most 2048)",
     )
     prefix_slots: int = Field(
-        4, ge=0, le=4096, description="slots of each decoder that keep beginnings of prompts for the next ones"
+        4, ge=0, le=4096, description="beginnings of prompts that each decoder keeps for the next ones, in fp32"
     )
     prefill_budget_tokens: int = Field(
         32, ge=1, description="tokens that each prompt gets on by between two steps of generation"
