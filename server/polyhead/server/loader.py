@@ -6,6 +6,7 @@ from pathlib import Path
 
 from polyhead.server.background import in_background
 from polyhead.server.bundle import Bundle, verify
+from polyhead.server.chat import ChatTemplate
 from polyhead.server.config import Settings
 from polyhead.server.constraints import GrammarCompiler
 from polyhead.server.engine.encoder import EncoderEngine, EncoderLimits
@@ -36,6 +37,8 @@ class LiveModel:
     engine: Generator | EncoderEngine
     grammars: GrammarCompiler | None = None
     """Of a model that generates."""
+    chat_template: ChatTemplate | None = None
+    """Of a model that generates, if its checkpoint had one."""
 
     @property
     def task(self) -> "bundle_pb2.Task.ValueType":
@@ -113,8 +116,9 @@ def open_model(name: str, version: str, bundle: Bundle, settings: Settings, obse
     if manifest.task != bundle_pb2.TASK_GENERATE:
         return LiveModel(name, version, manifest, tokenizer, open_encoder(bundle, settings, observer))
     grammars = GrammarCompiler(bundle.tokenizer, manifest.limits.vocabulary_size, tokenizer.eos_token_ids)
+    chat_template = open_chat_template(bundle, tokenizer)
     engine = open_generator(bundle, tokenizer, settings, observer)
-    return LiveModel(name, version, manifest, tokenizer, engine, grammars)
+    return LiveModel(name, version, manifest, tokenizer, engine, grammars, chat_template)
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -123,6 +127,13 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
     if size > limit:
         raise BundleError(f"{bundle.tokenizer.name}: has {size} tokens, the model's vocabulary is {limit}")
     return tokenizer
+
+
+def open_chat_template(bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
+    spec = bundle.manifest.tokenizer
+    if not spec.chat_template:
+        return None
+    return ChatTemplate.from_file(bundle.folder / spec.chat_template, spec, tokenizer)
 
 
 def open_generator(bundle: Bundle, tokenizer: Tokenizer, settings: Settings, observer: ModelMetrics) -> Generator:
@@ -151,11 +162,13 @@ def open_encoder(bundle: Bundle, settings: Settings, observer: ModelMetrics) -> 
 
 
 async def warm_up(model: LiveModel) -> None:
-    """One short request, so that the first caller does not pay for first-run allocations."""
+    """One short request, so that the first caller does not pay for first-run allocations. A decoder reads a prompt and makes a
+    step, which may be different nodes of its graph."""
     token = model.tokenizer.bos_token_id or 0
     if isinstance(model.engine, EncoderEngine):
         await model.engine.run([[token]])
         return
-    request = GenerationRequest((token,), Sampling(seed=0, temperature=0.0), Stopping(max_tokens=1, ignore_eos=True))
+    stopping = Stopping(max_tokens=max(1, min(2, model.max_tokens - 1)), ignore_eos=True)
+    request = GenerationRequest((token,), Sampling(seed=0, temperature=0.0), stopping)
     async for _ in model.engine.submit(request):
         pass

@@ -4,29 +4,47 @@ from collections.abc import Sequence
 
 from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
+from polyhead.server.rpc.chat import chat_tokens
 from polyhead.server.rpc.workers import LONG_TEXT_CHARACTERS, Workers
 from polyhead.server.tokenizer import Tokenizer, TokenSpan
 from polyhead.v1 import inference_pb2
 
 
-async def prompt_tokens(prompt: inference_pb2.Input, model: LiveModel, workers: Workers) -> tuple[int, ...]:
-    """Of Generate: at least one token, at most what leaves room for an answer. An empty prompt is the begin token."""
-    tokenizer, as_ids = model.tokenizer, prompt.WhichOneof("input") == "token_ids"
-    tokens: Sequence[int] = prompt.token_ids.ids
-    if not as_ids:
-        tokens = await workers.read(len(prompt.text), tokenizer.encode, prompt.text)
+async def prompt_tokens(request: inference_pb2.GenerateRequest, model: LiveModel, workers: Workers) -> tuple[int, ...]:
+    """At least one token, at most what leaves room for an answer. An empty prompt is the begin token."""
+    if chat := is_chat(request):
+        tokens: Sequence[int] = await chat_tokens(request, model, workers)
+    elif request.prompt.WhichOneof("input") == "token_ids":
+        tokens = request.prompt.token_ids.ids
+    else:
+        text = request.prompt.text
+        tokens = await workers.read(len(text), model.tokenizer.encode, text)
+    return checked_prompt("messages" if chat else "prompt", tokens, model)
+
+
+def is_chat(request: inference_pb2.GenerateRequest) -> bool:
+    """Whether messages stand for the prompt. Raises InvalidInput where the request says both."""
+    if request.messages:
+        if request.HasField("prompt"):
+            raise InvalidInput("messages", "must not be given together with prompt")
+        return True
+    if request.HasField("add_generation_prompt"):
+        raise InvalidInput("add_generation_prompt", "must not be set without messages")
+    if request.continue_final_message:
+        raise InvalidInput("continue_final_message", "must not be set without messages")
+    return False
+
+
+def checked_prompt(field: str, tokens: Sequence[int], model: LiveModel) -> tuple[int, ...]:
     longest = model.max_tokens - 1
     if len(tokens) > longest:
-        raise InvalidInput(
-            "prompt", f"must have at most {longest} tokens to leave room for an answer, got {len(tokens)}"
-        )
-    if as_ids:
-        tokens = checked_ids("prompt", tokens, model)
-    if not tokens:
-        if tokenizer.bos_token_id is None:
-            raise InvalidInput("prompt", "must have at least 1 token, as the model has no begin token; got none")
-        tokens = [tokenizer.bos_token_id]
-    return tuple(tokens)
+        raise InvalidInput(field, f"must have at most {longest} tokens to leave room for an answer, got {len(tokens)}")
+    if tokens:
+        return tuple(checked_ids(field, tokens, model))
+    begin = model.tokenizer.bos_token_id
+    if begin is None:
+        raise InvalidInput(field, "must have at least 1 token, as the model has no begin token; got none")
+    return (begin,)
 
 
 async def input_tokens(

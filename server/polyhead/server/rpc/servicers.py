@@ -40,7 +40,7 @@ class InferenceServicer(InferenceServiceServicer):
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         async with self._use(request, bundle_pb2.TASK_GENERATE) as (model, header):
             timer = Timer()
-            prompt = await prompt_tokens(request.prompt, model, self._workers)
+            prompt = await prompt_tokens(request, model, self._workers)
             tokenize_seconds = timer.seconds()
             work = await generation_request(request, prompt, model, self._settings.default_max_tokens, self._workers)
             async with aclosing(generate(current.get(), model, header, work, tokenize_seconds)) as responses:
@@ -122,5 +122,6 @@ def routing_key(request: AnyRequest, request_id: str) -> bytes:
     """Requests with the same key go to the same version of an alias: the same prompt with the same seed, so that it is
     answered alike, else the same request id."""
     if isinstance(request, inference_pb2.GenerateRequest) and request.sampling.HasField("seed"):
-        return request.sampling.seed.to_bytes(8) + request.prompt.SerializeToString(deterministic=True)
+        asked = inference_pb2.GenerateRequest(prompt=request.prompt, messages=request.messages)
+        return request.sampling.seed.to_bytes(8) + asked.SerializeToString(deterministic=True)
     return request_id.encode()

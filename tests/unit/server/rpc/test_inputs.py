@@ -6,12 +6,17 @@ from hypothesis import strategies as st
 
 from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
-from polyhead.server.rpc.inputs import cut, input_tokens, prompt_tokens, tokenize
+from polyhead.server.rpc import inputs
+from polyhead.server.rpc.inputs import cut, input_tokens, tokenize
 from polyhead.server.rpc.workers import Workers
 from polyhead.v1 import inference_pb2 as pb
 from tests import bundles
 
 WORKERS = Workers(16)
+
+
+async def prompt_tokens(prompt: pb.Input, model: LiveModel, workers: Workers) -> tuple[int, ...]:
+    return await inputs.prompt_tokens(pb.GenerateRequest(prompt=prompt), model, workers)
 
 
 def ids(*values: int) -> pb.Input:
