@@ -22,6 +22,7 @@ from polyhead.client.errors import (
     Unavailable,
     WrongTask,
 )
+from polyhead.client.requests import Message
 from polyhead.client.results import (
     Classification,
     ClassifyResult,
@@ -55,6 +56,7 @@ __all__ = [
     "GenerationStream",
     "InvalidInput",
     "LabelScore",
+    "Message",
     "MessageTooLarge",
     "Model",
     "ModelFailed",

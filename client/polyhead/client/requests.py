@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict, TypeVar
 from uuid import uuid4
 
-from google.protobuf.message import Message
+from google.protobuf.message import Message as ProtobufMessage
 
 from polyhead.client.errors import FieldViolation, InvalidInput
 from polyhead.v1 import inference_pb2, model_pb2
@@ -14,6 +14,14 @@ Text: TypeAlias = str | Sequence[int]
 """A text, or the token ids somebody made of it."""
 Texts: TypeAlias = str | Sequence[Text]
 """One text, or several of which each may be given as token ids."""
+
+
+class Message(TypedDict):
+    """A turn of a conversation."""
+
+    role: str
+    """`system`, `user`, `assistant` and whatever else the model's chat template knows."""
+    content: str
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -67,6 +75,10 @@ class GenerateOptions(TypedDict, total=False):
     """Guess next tokens from prompt and answer, several at once: faster where text repeats, but near ties may fall otherwise."""
     priority: int | None
     """-100 to 100: requests of higher priority leave the server's queue first."""
+    add_generation_prompt: bool | None
+    """With messages: begin the assistant's next turn. Default true."""
+    continue_final_message: bool | None
+    """With messages: go on with the last one, the beginning of a turn of the assistant's."""
 
 
 _SAMPLING = (
@@ -81,19 +93,26 @@ _SAMPLING = (
     "seed",
 )
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos")
-_REQUEST = ("logprobs", "prompt_logprobs", "samples", "prompt_lookup", "priority")
+_CHAT = ("add_generation_prompt", "continue_final_message")
+_REQUEST = ("logprobs", "prompt_logprobs", "samples", "prompt_lookup", "priority", *_CHAT)
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "choices")
 
 
 def generate_request(
-    prompt: Text, model: str | None, version: str | None, request_id: str | None, options: GenerateOptions
+    prompt: Text | None,
+    model: str | None,
+    version: str | None,
+    request_id: str | None,
+    options: GenerateOptions,
+    messages: Sequence[Message] | None = None,
 ) -> inference_pb2.GenerateRequest:
-    """Raises TypeError for an option that there is not or that has a wrong type, InvalidInput for one out of its field's range."""
+    """Raises TypeError for an option that there is not or that has a wrong type, InvalidInput for one out of its field's range
+    and unless either a prompt or messages are given."""
     if unknown := options.keys() - GenerateOptions.__annotations__.keys():
         raise TypeError(f"generate() has no option {', '.join(sorted(unknown))}")
     request = inference_pb2.GenerateRequest()
     _address(request, model, version, request_id)
-    _set_input(request.prompt, "prompt", prompt)
+    _set_prompt(request, prompt, messages)
     _fill(request.sampling, "sampling.", _SAMPLING, options)
     _fill(request.stopping, "stopping.", _STOPPING, options)
     _fill(request, "", _REQUEST, options)
@@ -158,7 +177,7 @@ def _address(request: Any, model: str | None, version: str | None, request_id: s
     _fill(request, "", ("request_id",), {"request_id": request_id or uuid4().hex})
 
 
-def _fill(message: Message, path: str, names: Iterable[str], values: Mapping[str, object]) -> None:
+def _fill(message: ProtobufMessage, path: str, names: Iterable[str], values: Mapping[str, object]) -> None:
     for name in names:
         value = values.get(name)
         if value is not None:
@@ -190,7 +209,7 @@ def _constrain(request: inference_pb2.GenerateRequest, options: GenerateOptions)
     given = {name: options.get(name) for name in _CONSTRAINTS if options.get(name) is not None}
     if len(given) > 1:
         description = f"at most one of {', '.join(_CONSTRAINTS)} may be given, got {' and '.join(given)}"
-        raise InvalidInput(f"constraint: {description}", violations=(FieldViolation("constraint", description),))
+        raise _invalid("constraint", description)
     if "choices" in given:
         request.constraint.choice.SetInParent()  # so that no choices at all are the server's to refuse
         _extend(request.constraint.choice.choices, "constraint.choice.choices", options.get("choices"))
@@ -217,6 +236,28 @@ def _add_inputs(request: inference_pb2.ClassifyRequest | inference_pb2.EmbedRequ
         _set_input(request.inputs.add(), f"inputs[{index}]", text)
 
 
+def _set_prompt(
+    request: inference_pb2.GenerateRequest, prompt: Text | None, messages: Sequence[Message] | None
+) -> None:
+    if messages is None:
+        if prompt is None:
+            raise TypeError("generate() needs a prompt or messages")
+        _set_input(request.prompt, "prompt", prompt)
+        return
+    if prompt is not None:
+        raise _invalid("messages", "must not be given together with prompt")
+    if not messages:  # none at all would be no messages on their way, but an empty prompt
+        raise _invalid("messages", "must be at least 1, got none")
+    for index, message in enumerate(messages):
+        _add_message(request, f"messages[{index}]", message)
+
+
+def _add_message(request: inference_pb2.GenerateRequest, path: str, message: Message) -> None:
+    if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
+        raise TypeError(f"{path} must be a mapping with role and content, not {_short(message)}")
+    _fill(request.messages.add(), f"{path}.", ("role", "content"), message)
+
+
 def _set_input(message: inference_pb2.Input, path: str, text: Text) -> None:
     if isinstance(text, str):
         _fill(message, f"{path}.", ("text",), {"text": text})
@@ -229,9 +270,12 @@ def _set_input(message: inference_pb2.Input, path: str, text: Text) -> None:
 
 def _refusal(path: str, value: object, error: Exception) -> Exception:
     if isinstance(error, ValueError):
-        description = f"does not fit its field, given {_short(value)} ({error})"
-        return InvalidInput(f"{path}: {description}", violations=(FieldViolation(path, description),))
+        return _invalid(path, f"does not fit its field, given {_short(value)} ({error})")
     return TypeError(f"{path}: has a wrong type, given {_short(value)} ({error})")
+
+
+def _invalid(path: str, description: str) -> InvalidInput:
+    return InvalidInput(f"{path}: {description}", violations=(FieldViolation(path, description),))
 
 
 def _short(value: object) -> str:

@@ -21,7 +21,7 @@ from polyhead.client.base import (
     HealthCheckResponse,
 )
 from polyhead.client.errors import from_rpc_error
-from polyhead.client.requests import GenerateOptions, Text, Texts
+from polyhead.client.requests import GenerateOptions, Message, Text, Texts
 from polyhead.client.results import ClassifyResult, EmbedResult, Generation, Model, Piece, TokenizeResult
 from polyhead.client.retry import Attempts, RetryPolicy
 from polyhead.client.stream import AnswerStream
@@ -130,20 +130,22 @@ class Client(BaseClient):
 
     def generate(
         self,
-        prompt: Text,
+        prompt: Text | None = None,
         model: str | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         version: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> GenerationStream:
         """Continues a prompt, a text or token ids; iterate over the pieces, or take `.result()` or `.text` as a whole
-        (`.results()` of several samples).
+        (`.results()` of several samples). In place of the prompt a conversation may be given, `messages=[{"role": "user",
+        "content": "…"}]`, of which the model's chat template makes one.
 
         `GenerateOptions` says what the options are.
         """
-        request = requests.generate_request(prompt, model, version, request_id, options)
+        request = requests.generate_request(prompt, model, version, request_id, options, messages)
         return GenerationStream(self._inference.Generate, request, self._attempts(timeout))
 
     def classify(

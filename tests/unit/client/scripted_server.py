@@ -1,8 +1,8 @@
 """A real gRPC server on a real port that answers from its requests and fails as a test scripts it.
 
-It echoes a prompt word by word, in each further sample with the sample's index after it, scores the labels `long` and
-`short` by a text's length, and embeds a text as the code points of its first three characters. The text `endless` never
-ends, `cut short` ends without a finish reason, `after N` is answered when N requests have come.
+It echoes a prompt, or the last of some messages, word by word, in each further sample with the sample's index after it,
+scores the labels `long` and `short` by a text's length, and embeds a text as the code points of its first three characters.
+The text `endless` never ends, `cut short` ends without a finish reason, `after N` is answered when N requests have come.
 """
 
 # ruff: noqa: N802 -- methods have the names of the contract
@@ -98,6 +98,10 @@ def text_of(given: inference_pb2.Input) -> str:
     return given.text if given.WhichOneof("input") == "text" else " ".join(map(str, given.token_ids.ids))
 
 
+def prompt_of(request: inference_pb2.GenerateRequest) -> str:
+    return request.messages[-1].content if request.messages else text_of(request.prompt)
+
+
 def logprob(word: str) -> inference_pb2.TokenLogprob:
     top = [inference_pb2.TokenLogprob(token_id=1, token=word, logprob=-0.5)]
     return inference_pb2.TokenLogprob(token_id=1, token=word, logprob=-0.5, top=top)
@@ -114,7 +118,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GenerateRequest, context: Any
     ) -> Iterator[inference_pb2.GenerateResponse]:
         failure = self.script.begin(request)
-        prompt = text_of(request.prompt)
+        prompt = prompt_of(request)
         if prompt == "endless":
             context.add_callback(self.script.streams_ended.release)
         yield from self._words(request, prompt, context, failure)
@@ -130,7 +134,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
 
     @staticmethod
     def _end(request: inference_pb2.GenerateRequest, sample: int) -> inference_pb2.GenerateResponse:
-        words = len(text_of(request.prompt).split())
+        words = len(prompt_of(request).split())
         timing = inference_pb2.Timing(time_to_first_token_seconds=0.4)
         timing.MergeFrom(TIMING)
         guessed = (2, 1) if request.prompt_lookup else (0, 0)

@@ -14,6 +14,7 @@ from polyhead.client import (
     DeadlineExceeded,
     GenerationStream,
     InvalidInput,
+    Message,
     ModelNotFound,
     Overloaded,
     PolyheadError,
@@ -46,6 +47,11 @@ async def test_pieces_come_one_by_one_and_make_a_whole(async_client: AsyncClient
     assert [piece.text async for piece in stream] == ["one", " two", ""]
     answer = await stream.result()
     assert (answer.text, answer.model, answer.seed, answer.request_id) == ("one two", "m", 5, "r")
+
+
+async def test_messages_stand_for_a_prompt(async_client: AsyncClient) -> None:
+    told: list[Message] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "one two"}]
+    assert (await async_client.generate(messages=told).result()).text == "one two"
 
 
 async def test_samples_come_in_turn_and_each_is_a_whole_answer(async_client: AsyncClient) -> None:

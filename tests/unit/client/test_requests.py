@@ -17,8 +17,8 @@ from polyhead.v1 import inference_pb2 as pb
 from polyhead.v1.model_pb2 import GetModelRequest
 
 
-def generate(prompt: Any = "hi", **options: Any) -> Any:
-    return generate_request(prompt, None, None, None, cast("GenerateOptions", options))
+def generate(prompt: Any = "hi", messages: Any = None, **options: Any) -> Any:
+    return generate_request(prompt, None, None, None, cast("GenerateOptions", options), messages)
 
 
 def test_every_option_of_generate_reaches_its_field() -> None:
@@ -193,3 +193,34 @@ def test_a_wrong_type_is_a_type_error_that_names_it(options: dict[str, Any], mes
 def test_token_ids_of_one_text_are_a_list_in_a_list() -> None:
     with pytest.raises(TypeError, match=r"inputs\[0\] must be a text or a list of token ids, not 1"):
         embed_request(cast("Any", [1, 2]), None, None, None, False)
+
+
+def test_messages_and_what_becomes_of_them_reach_their_fields() -> None:
+    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ""}]
+    request = generate(None, messages=told, add_generation_prompt=False, continue_final_message=True)
+    assert [(message.role, message.content) for message in request.messages] == [("system", "Be brief."), ("user", "")]
+    assert (request.HasField("prompt"), request.continue_final_message) == (False, True)
+    assert (request.HasField("add_generation_prompt"), request.add_generation_prompt) == (True, False)
+    assert not generate(None, messages=told).HasField("add_generation_prompt")
+
+
+def test_either_a_prompt_or_messages_are_given() -> None:
+    hello = [{"role": "user", "content": "hello"}]
+    with pytest.raises(TypeError, match="needs a prompt or messages"):
+        generate(None)
+    with pytest.raises(InvalidInput, match="messages: must not be given together with prompt"):
+        generate("", messages=hello)
+    with pytest.raises(InvalidInput, match="messages: must be at least 1, got none") as error:
+        generate(None, messages=[])
+    assert [violation.field for violation in error.value.violations] == ["messages"]
+
+
+@pytest.mark.parametrize("message", ["hello", {"role": "user"}, {"role": "user", "content": "a", "name": "b"}])
+def test_a_message_is_a_role_and_a_content_and_nothing_else(message: object) -> None:
+    with pytest.raises(TypeError, match=r"messages\[0\] must be a mapping with role and content"):
+        generate(None, messages=[message])
+
+
+def test_a_content_that_is_no_text_is_named() -> None:
+    with pytest.raises(TypeError, match=r"messages\[0\]\.content: has a wrong type, given 3"):
+        generate(None, messages=[{"role": "user", "content": 3}])

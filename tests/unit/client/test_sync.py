@@ -51,6 +51,14 @@ def test_the_whole_answer_has_everything(client: Client) -> None:
     assert [(p.token, p.logprob, p.top[0].token) for p in answer.logprobs] == [("10", -0.5, "10"), ("11", -0.5, "11")]
 
 
+def test_messages_stand_for_a_prompt(client: Client, server: ScriptedServer) -> None:
+    assert client.generate(messages=[{"role": "user", "content": "one two"}]).text == "one two"
+    (request,) = server.script.requests
+    assert [(message.role, message.content) for message in request.messages] == [("user", "one two")]
+    with pytest.raises(InvalidInput, match="together with prompt"):
+        client.generate("one", messages=[{"role": "user", "content": "two"}])
+
+
 def test_samples_come_in_turn_and_each_is_a_whole_answer(client: Client) -> None:
     stream = client.generate("one two", samples=2, prompt_logprobs=0, prompt_lookup=True)
     first = next(stream)

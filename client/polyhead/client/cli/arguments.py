@@ -43,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_generate(group: Any) -> None:
-    parser = _add_texts(group, "generate", "continue prompts", "what to continue")
-    parser.set_defaults(run=commands.generate)
+    parser = _add_texts(group, "generate", "continue prompts", "what to continue", nargs="*")
+    parser.set_defaults(run=commands.generate, refuse=parser.error)
     generation.add_options(parser)
 
 
@@ -111,9 +111,9 @@ def _add_command(group: Any, name: str, purpose: str) -> argparse.ArgumentParser
     return parser
 
 
-def _add_texts(group: Any, name: str, purpose: str, what: str) -> argparse.ArgumentParser:
+def _add_texts(group: Any, name: str, purpose: str, what: str, nargs: str = "+") -> argparse.ArgumentParser:
     parser = _add_command(group, name, purpose)
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help=f"{what}; - reads the lines of standard input")
+    parser.add_argument("texts", nargs=nargs, metavar="TEXT", help=f"{what}; - reads the lines of standard input")
     parser.add_argument("--model", metavar="NAME", help="model to use (default: the only one that does the task)")
     parser.add_argument(
         "--model-version", metavar="VERSION", help="its version, or an alias (default: the newest that serves)"

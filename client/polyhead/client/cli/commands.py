@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from polyhead.client.aio import AsyncClient
-from polyhead.client.cli import output
+from polyhead.client.cli import chat, output
 from polyhead.client.cli.inputs import in_order, texts
 from polyhead.client.errors import PolyheadError
 from polyhead.client.requests import GenerateOptions
@@ -21,12 +21,15 @@ T = TypeVar("T")
 
 
 def generate(options: Namespace) -> int:
-    wanted: GenerateOptions = {name: getattr(options, name) for name in GenerateOptions.__annotations__}  # type: ignore[assignment]
+    chat.check(options)
+    names = (name for name in GenerateOptions.__annotations__ if hasattr(options, name))
+    wanted: GenerateOptions = {name: getattr(options, name) for name in names}  # type: ignore[assignment]
 
     several = (options.samples or 1) > 1  # their pieces come in turn, so each is shown when all are whole
 
     async def answer(client: AsyncClient, text: str) -> AsyncIterator[Piece | Generation]:
-        stream = client.generate(text, options.model, version=options.model_version, **wanted)
+        prompt, messages = (None, chat.conversation(options.system, text)) if options.chat else (text, None)
+        stream = client.generate(prompt, options.model, version=options.model_version, messages=messages, **wanted)
         if not (options.json or several):
             async for piece in stream:
                 yield piece
@@ -43,7 +46,7 @@ def generate(options: Namespace) -> int:
                 print(output.sample_title(part.sample_index), part.text, sep="\n", end="")
             _end_generation(part)
 
-    return _answer_all(options, answer, show)
+    return _answer_all(options, answer, show) if options.texts else chat.converse(options, wanted, show)
 
 
 def _end_generation(answer: Generation) -> None:

@@ -1,4 +1,4 @@
-"""The flags of `generate`: each has the name of an option in `GenerateOptions`."""
+"""The flags of `generate`: but for those of a chat each has the name of an option in `GenerateOptions`."""
 
 import argparse
 from typing import Any
@@ -7,6 +7,7 @@ from polyhead.client.cli.values import at_least_one, count, file_text, json_or_f
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    _add_chat(parser)
     sampling = add_sampling(parser)
     sampling.add_argument("--seed", type=count, help="the same seed and request give the same answer")
     sampling.add_argument("--samples", type=at_least_one, metavar="N", help="N independent answers to each prompt")
@@ -69,6 +70,16 @@ def _add_adjustments(group: Any) -> None:
         metavar="STRING",
         help="must not appear in the answer; may be repeated",
     )
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("chat", "For models that brought a chat template along.")
+    group.add_argument(
+        "--chat",
+        action="store_true",
+        help="say each TEXT to the model as a user; without one, on a terminal, talk with it until Ctrl-D",
+    )
+    group.add_argument("--system", metavar="TEXT", help="tell the model this before")
 
 
 def _add_stopping(parser: argparse.ArgumentParser) -> None:

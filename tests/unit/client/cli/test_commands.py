@@ -72,6 +72,42 @@ def test_generate_as_json_has_the_documented_keys(capsys: pytest.CaptureFixture[
     assert (answer["seed"], answer["model"], answer["version"]) == (7, "generate", "1")
 
 
+def test_chat_says_each_text_as_a_user(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--chat", "--system", "Be brief.", "--seed", "3", "one two", "three", "--json"]) == 0
+    assert [answer["text"] for answer in objects(capsys.readouterr().out)] == ["one two", "three"]
+    sent = [[(message.role, message.content) for message in request.messages] for request in server.script.requests]
+    assert sorted(sent) == [[("system", "Be brief."), ("user", text)] for text in ("one two", "three")]
+    assert all(request.sampling.seed == 3 and not request.HasField("prompt") for request in server.script.requests)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("generate", "the following arguments are required: TEXT"),
+        ("generate --system a b", "--system needs --chat"),
+        ("generate --chat", "--chat without TEXT needs a terminal; give TEXT, or - to read lines of standard input"),
+    ],
+)
+def test_a_chat_without_what_it_needs_is_wrong_usage(
+    arguments: str, complaint: str, capsys: pytest.CaptureFixture[str], feed: Any
+) -> None:
+    feed(b"")
+    with pytest.raises(SystemExit) as caught:
+        main(arguments.split())
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"polyhead generate: {complaint} (see polyhead generate --help)\n"
+
+
+def test_a_conversation_has_one_answer_at_a_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        main(["generate", "--chat", "--samples", "2"])
+    assert "--samples needs TEXT" in capsys.readouterr().err
+
+
 def test_generate_sends_every_flag(server: ScriptedServer) -> None:
     flags = (
         "--model m --model-version 2 --temperature 0.5 --top-k 4 --top-p 0.25 --min-p 0.125 --repetition-penalty 1.5"
@@ -435,7 +471,7 @@ def test_wrong_usage_is_one_line_and_exit_code_two(
         (
             "generate",
             "--samples --typical-p --presence-penalty --frequency-penalty --logit-bias --bad-word --prompt-logprobs "
-            "--json-schema --regex --grammar --choice --prompt-lookup --priority",
+            "--json-schema --regex --grammar --choice --prompt-lookup --priority --chat --system",
         ),
         ("classify", "--top-k --truncate --model --model-version --concurrency"),
         ("embed", "--truncate --json --target --timeout"),

@@ -1,11 +1,18 @@
 """The command as a process of its own: exit codes, signals, pipes, and what it imports."""
 
+import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from tests.unit.client.scripted_server import ScriptedServer
+import grpc
+
+from polyhead.v1 import inference_pb2
+from tests.unit.client.scripted_server import Failure, ScriptedServer
 
 
 def start(arguments: list[str], target: str = "127.0.0.1:1") -> subprocess.Popen[str]:
@@ -104,3 +111,68 @@ def test_a_command_whose_extra_is_not_installed_names_it() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert 'pip install "polyhead[server]"' in done.stderr
+
+
+@contextmanager
+def talking(target: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """A conversation whose input is a terminal, and where to type."""
+    keyboard, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "polyhead.client", "generate", "--chat", *arguments],
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "POLYHEAD_TARGET": target},
+    )
+    os.close(terminal)
+    try:
+        yield process, keyboard
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(keyboard)
+
+
+def said(request: inference_pb2.GenerateRequest) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in request.messages]
+
+
+def test_a_conversation_keeps_what_was_said_until_ctrl_d(server: ScriptedServer) -> None:
+    with talking(server.target, "--system", "Be brief.", "--seed", "1") as (process, keyboard):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for text in ("one two", "three"):
+            os.write(keyboard, f"{text}\n\n".encode())  # an empty line is nothing said
+            assert process.stdout.readline() == f"{text}\n"
+        os.write(keyboard, b"\x04")
+        assert process.wait(timeout=60) == 0
+        assert process.stderr.read() == "> > > > > \n"
+    first, second = map(said, server.script.requests)
+    assert first == [("system", "Be brief."), ("user", "one two")]
+    assert second == [*first, ("assistant", "one two"), ("user", "three")]
+
+
+def test_a_conversation_goes_on_after_a_failure_and_after_ctrl_c(server: ScriptedServer) -> None:
+    with talking(server.target) as (process, keyboard):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        server.script.failures.append(Failure(grpc.StatusCode.INVALID_ARGUMENT, "no such thing"))
+        os.write(keyboard, b"one\n")
+        assert process.stderr.readline() == "> polyhead: no such thing\n"
+        os.write(keyboard, b"endless\n")
+        assert process.stdout.read(len("endless")) == "endless"
+        process.send_signal(signal.SIGINT)
+        assert server.script.streams_ended.acquire(timeout=10)
+        os.write(keyboard, b"three\n\x04")
+        assert process.stdout.read() == "\nthree\n"
+        assert process.wait(timeout=60) == 0
+    assert said(server.script.requests[-1]) == [("user", "endless"), ("assistant", "endless"), ("user", "three")]
+
+
+def test_a_conversation_as_json_has_an_object_an_answer(server: ScriptedServer) -> None:
+    with talking(server.target, "--json") as (process, keyboard):
+        os.write(keyboard, b"one two\nthree\n\x04")
+        assert process.stdout is not None
+        assert [json.loads(line)["text"] for line in process.stdout] == ["one two", "three"]
+        assert process.wait(timeout=60) == 0
