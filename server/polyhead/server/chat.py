@@ -70,7 +70,7 @@ class ChatTemplate:
         """
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         if continue_final:
-            messages[-1]["content"] += MARK
+            messages[-1]["content"] += MARK + " "
         variables = {
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
@@ -80,10 +80,10 @@ class ChatTemplate:
         text = self._run({**self._special_tokens, **variables, BUDGET: Budget()})
         if not continue_final:
             return text
-        before, mark, _ = text.rpartition(MARK)
+        before, mark, after = text.rpartition(MARK)
         if not mark:
             refuse("leaves the last message's end out, so nothing can go on with it")
-        return before
+        return before if after.startswith(" ") else before.rstrip()  # as it does to contents' ends
 
     def _run(self, variables: dict[str, object]) -> str:
         try:
