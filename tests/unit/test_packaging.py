@@ -13,7 +13,15 @@ from polyhead.v1 import inference_pb2, model_pb2
 ROOT = Path(__file__).parents[2]
 PORTIONS = ("protos", "server", "export", "client")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SAID_OTHERWISE = {"models", "versions", "allow_model_control", "on_demand", "max_model_memory", "threads", "slot_tokens"}
+SAID_OTHERWISE = {
+    "models",
+    "versions",
+    "allow_model_control",
+    "on_demand",
+    "max_model_memory",
+    "threads",
+    "slot_tokens",
+}
 """Settings whose default the table tells in words."""
 
 
