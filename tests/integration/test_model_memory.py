@@ -139,10 +139,10 @@ async def test_a_model_on_demand_serves_in_the_eyes_of_health(start: Start, mode
 
 
 def test_the_estimate_is_weights_and_slots() -> None:
-    """A decoder's slots are the greater part of it; an encoder has none."""
+    """A decoder's slots are the greater part of it, beside the lanes, of which there are four from four slots on; an encoder has none."""
     for name, slots in ((GENERATOR, True), (CLASSIFIER, False)):
         manifest = read_manifest(made(name, 0))
-        few = memory_needed(manifest, Settings(models=Path("unused"), slots=1, prefix_slots=0))
-        more = memory_needed(manifest, Settings(models=Path("unused"), slots=3, prefix_slots=0))
+        few = memory_needed(manifest, Settings(models=Path("unused"), slots=4, prefix_slots=0))
+        more = memory_needed(manifest, Settings(models=Path("unused"), slots=6, prefix_slots=0))
         cache = 2 * manifest.cache.layers * manifest.cache.kv_heads * manifest.cache.head_size * 4 * 1024
         assert more - few == (2 * (cache + 4 * manifest.limits.vocabulary_size) if slots else 0)

@@ -17,8 +17,8 @@ from polyhead.server.bundle import read_bundle
 from polyhead.v1 import bundle_pb2
 from tests.parity.huggingface import ENCODERS, LABELS, edit_json, write_classifier, write_embedder
 
-SMALL_SUITE = ("bert", "modernbert", "mpnet")
-"""Attention nodes, windows and rotation, and attention that stays as it is for its bias."""
+SMALL_SUITE = ("bert",)
+"""The others, each some ten seconds of processor time, are long tests."""
 
 ALL = [pytest.param(name, marks=() if name in SMALL_SUITE else pytest.mark.long) for name in ENCODERS]
 
