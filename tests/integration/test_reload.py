@@ -185,7 +185,8 @@ async def test_a_version_that_failed_is_tried_again_when_its_folder_changes(star
     (models / EMBEDDER / ".2").rename(models / EMBEDDER / "2")
     await becomes(running, v1="READY", v2="FAILED")
     relist(models / EMBEDDER / "2")
-    await becomes(running, v2="READY")
+    found = await becomes(running, v2="READY")
+    assert found[f"{EMBEDDER}:2"].reason == ""
 
 
 async def test_a_server_that_starts_with_a_bad_newest_version_serves_the_one_before(start: Start, models: Path) -> None:

@@ -1,5 +1,6 @@
 """transformers' encoders with a head that classifies, or one that embeds."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,9 +48,9 @@ class HuggingFaceEncoder(ExportableEncoder):
     def encode(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         return self.head(self.run(input_ids, lengths), lengths)
 
+    @abstractmethod
     def head(self, output: Any, lengths: Tensor) -> Tensor:
         """Probabilities or embeddings (B, outputs) of transformers' output."""
-        raise NotImplementedError
 
     @contextmanager
     def tracing(self) -> Iterator[None]:

@@ -181,7 +181,7 @@ class Lifecycle(Catalogue):
     def _ready(self, entry: Entry) -> None:
         model = self._models[entry.name]
         current, model.entries[entry.version] = model.entries[entry.version], entry
-        entry.state = State.READY
+        entry.state, entry.reason = State.READY, ""
         if current is not entry:  # the same version again
             self._retire(current, "replaced")
         seconds = round(entry.load_seconds, 3)
