@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18polyhead/v1/bundle.proto\x12\x0bpolyhead.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x06\n\x06\x42undle\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x1f\n\x04task\x18\x02 \x01(\x0e\x32\x11.polyhead.v1.Task\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\"\n\x06graphs\x18\x04 \x03(\x0b\x32\x12.polyhead.v1.Graph\x12)\n\ttokenizer\x18\x05 \x01(\x0b\x32\x16.polyhead.v1.Tokenizer\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12%\n\x07pooling\x18\x07 \x01(\x0e\x32\x14.polyhead.v1.Pooling\x12\x12\n\nnormalized\x18\x08 \x01(\x08\x12#\n\x06limits\x18\t \x01(\x0b\x32\x13.polyhead.v1.Limits\x12&\n\x05\x63\x61\x63he\x18\n \x01(\x0b\x32\x12.polyhead.v1.CacheH\x00\x88\x01\x01\x12/\n\x0cquantization\x18\x0b \x01(\x0e\x32\x19.polyhead.v1.Quantization\x12\x1b\n\x13traffic_independent\x18\x0c \x01(\x08\x12\x38\n\x11sampling_defaults\x18\r \x01(\x0b\x32\x1d.polyhead.v1.SamplingDefaults\x12(\n\x06parity\x18\x0e \x03(\x0b\x32\x18.polyhead.v1.ParityCheck\x12\x31\n\x07quality\x18\x0f \x03(\x0b\x32 .polyhead.v1.Bundle.QualityEntry\x12\x34\n\tmade_with\x18\x10 \x03(\x0b\x32!.polyhead.v1.Bundle.MadeWithEntry\x12.\n\ncreated_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nparameters\x18\x12 \x01(\x04\x12 \n\x05\x66iles\x18\x13 \x03(\x0b\x32\x11.polyhead.v1.File\x12\x0f\n\x07license\x18\x14 \x01(\t\x1a.\n\x0cQualityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rMadeWithEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_cache\"n\n\x05Graph\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12#\n\x06inputs\x18\x03 \x03(\x0b\x32\x13.polyhead.v1.Tensor\x12$\n\x07outputs\x18\x04 \x03(\x0b\x32\x13.polyhead.v1.Tensor\"3\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\"\x98\x02\n\tTokenizer\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x19\n\x0c\x62os_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x15\n\reos_token_ids\x18\x03 \x03(\r\x12\x19\n\x0cpad_token_id\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x15\n\rchat_template\x18\x05 \x01(\t\x12\x41\n\x0especial_tokens\x18\x06 \x03(\x0b\x32).polyhead.v1.Tokenizer.SpecialTokensEntry\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_bos_token_idB\x0f\n\r_pad_token_id\"|\n\x06Limits\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\r\x12\x16\n\x0e\x65mbedding_size\x18\x03 \x01(\r\x12\x15\n\rprefill_chunk\x18\x04 \x01(\r\x12\x16\n\x0epadded_lengths\x18\x05 \x03(\r\"t\n\x05\x43\x61\x63he\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x10\n\x08kv_heads\x18\x02 \x01(\r\x12\x11\n\thead_size\x18\x03 \x01(\r\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x12\n\nkey_scales\x18\x05 \x03(\x02\x12\x14\n\x0cvalue_scales\x18\x06 \x03(\x02\"\xce\x01\n\x10SamplingDefaults\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penalty\"L\n\x0bParityCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\x12\x11\n\ttolerance\x18\x04 \x01(\x01\"2\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04*R\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x11\n\rTASK_GENERATE\x10\x01\x12\x11\n\rTASK_CLASSIFY\x10\x02\x12\x0e\n\nTASK_EMBED\x10\x03*q\n\x0cQuantization\x12\x1c\n\x18QUANTIZATION_UNSPECIFIED\x10\x00\x12\x15\n\x11QUANTIZATION_NONE\x10\x01\x12\x15\n\x11QUANTIZATION_INT8\x10\x02\x12\x15\n\x11QUANTIZATION_INT4\x10\x03*\xa1\x01\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03\x12\x1c\n\x18POOLING_MEAN_SQRT_LENGTH\x10\x04\x12\x19\n\x15POOLING_WEIGHTED_MEAN\x10\x05\x12\x10\n\x0cPOOLING_LAST\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18polyhead/v1/bundle.proto\x12\x0bpolyhead.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\x07\n\x06\x42undle\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x1f\n\x04task\x18\x02 \x01(\x0e\x32\x11.polyhead.v1.Task\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\"\n\x06graphs\x18\x04 \x03(\x0b\x32\x12.polyhead.v1.Graph\x12)\n\ttokenizer\x18\x05 \x01(\x0b\x32\x16.polyhead.v1.Tokenizer\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12%\n\x07pooling\x18\x07 \x01(\x0e\x32\x14.polyhead.v1.Pooling\x12\x12\n\nnormalized\x18\x08 \x01(\x08\x12#\n\x06limits\x18\t \x01(\x0b\x32\x13.polyhead.v1.Limits\x12&\n\x05\x63\x61\x63he\x18\n \x01(\x0b\x32\x12.polyhead.v1.CacheH\x00\x88\x01\x01\x12/\n\x0cquantization\x18\x0b \x01(\x0e\x32\x19.polyhead.v1.Quantization\x12\x1b\n\x13traffic_independent\x18\x0c \x01(\x08\x12\x38\n\x11sampling_defaults\x18\r \x01(\x0b\x32\x1d.polyhead.v1.SamplingDefaults\x12(\n\x06parity\x18\x0e \x03(\x0b\x32\x18.polyhead.v1.ParityCheck\x12\x31\n\x07quality\x18\x0f \x03(\x0b\x32 .polyhead.v1.Bundle.QualityEntry\x12\x34\n\tmade_with\x18\x10 \x03(\x0b\x32!.polyhead.v1.Bundle.MadeWithEntry\x12.\n\ncreated_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nparameters\x18\x12 \x01(\x04\x12 \n\x05\x66iles\x18\x13 \x03(\x0b\x32\x11.polyhead.v1.File\x12\x0f\n\x07license\x18\x14 \x01(\t\x12*\n\x07seq2seq\x18\x15 \x01(\x0b\x32\x14.polyhead.v1.Seq2SeqH\x01\x88\x01\x01\x12&\n\x08\x61\x64\x61pters\x18\x16 \x03(\x0b\x32\x14.polyhead.v1.Adapter\x12\x15\n\rlabels_tokens\x18\x17 \x01(\x08\x1a.\n\x0cQualityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rMadeWithEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_cacheB\n\n\x08_seq2seq\"v\n\x07Seq2Seq\x12\x19\n\x11max_source_tokens\x18\x01 \x01(\r\x12\x1e\n\x16source_vocabulary_size\x18\x02 \x01(\r\x12\x18\n\x10source_tokenizer\x18\x03 \x01(\t\x12\x16\n\x0estart_token_id\x18\x04 \x01(\r\"3\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\"n\n\x05Graph\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12#\n\x06inputs\x18\x03 \x03(\x0b\x32\x13.polyhead.v1.Tensor\x12$\n\x07outputs\x18\x04 \x03(\x0b\x32\x13.polyhead.v1.Tensor\"3\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\"\x98\x02\n\tTokenizer\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x19\n\x0c\x62os_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x15\n\reos_token_ids\x18\x03 \x03(\r\x12\x19\n\x0cpad_token_id\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x15\n\rchat_template\x18\x05 \x01(\t\x12\x41\n\x0especial_tokens\x18\x06 \x03(\x0b\x32).polyhead.v1.Tokenizer.SpecialTokensEntry\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_bos_token_idB\x0f\n\r_pad_token_id\"|\n\x06Limits\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\r\x12\x16\n\x0e\x65mbedding_size\x18\x03 \x01(\r\x12\x15\n\rprefill_chunk\x18\x04 \x01(\r\x12\x16\n\x0epadded_lengths\x18\x05 \x03(\r\"t\n\x05\x43\x61\x63he\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x10\n\x08kv_heads\x18\x02 \x01(\r\x12\x11\n\thead_size\x18\x03 \x01(\r\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x12\n\nkey_scales\x18\x05 \x03(\x02\x12\x14\n\x0cvalue_scales\x18\x06 \x03(\x02\"\xce\x01\n\x10SamplingDefaults\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penalty\"L\n\x0bParityCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\x12\x11\n\ttolerance\x18\x04 \x01(\x01\"2\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04*R\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x11\n\rTASK_GENERATE\x10\x01\x12\x11\n\rTASK_CLASSIFY\x10\x02\x12\x0e\n\nTASK_EMBED\x10\x03*q\n\x0cQuantization\x12\x1c\n\x18QUANTIZATION_UNSPECIFIED\x10\x00\x12\x15\n\x11QUANTIZATION_NONE\x10\x01\x12\x15\n\x11QUANTIZATION_INT8\x10\x02\x12\x15\n\x11QUANTIZATION_INT4\x10\x03*\xa1\x01\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03\x12\x1c\n\x18POOLING_MEAN_SQRT_LENGTH\x10\x04\x12\x19\n\x15POOLING_WEIGHTED_MEAN\x10\x05\x12\x10\n\x0cPOOLING_LAST\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,34 +38,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUNDLE_MADEWITHENTRY']._serialized_options = b'8\001'
   _globals['_TOKENIZER_SPECIALTOKENSENTRY']._loaded_options = None
   _globals['_TOKENIZER_SPECIALTOKENSENTRY']._serialized_options = b'8\001'
-  _globals['_TASK']._serialized_start=1935
-  _globals['_TASK']._serialized_end=2017
-  _globals['_QUANTIZATION']._serialized_start=2019
-  _globals['_QUANTIZATION']._serialized_end=2132
-  _globals['_POOLING']._serialized_start=2135
-  _globals['_POOLING']._serialized_end=2296
+  _globals['_TASK']._serialized_start=2227
+  _globals['_TASK']._serialized_end=2309
+  _globals['_QUANTIZATION']._serialized_start=2311
+  _globals['_QUANTIZATION']._serialized_end=2424
+  _globals['_POOLING']._serialized_start=2427
+  _globals['_POOLING']._serialized_end=2588
   _globals['_BUNDLE']._serialized_start=75
-  _globals['_BUNDLE']._serialized_end=902
-  _globals['_BUNDLE_QUALITYENTRY']._serialized_start=797
-  _globals['_BUNDLE_QUALITYENTRY']._serialized_end=843
-  _globals['_BUNDLE_MADEWITHENTRY']._serialized_start=845
-  _globals['_BUNDLE_MADEWITHENTRY']._serialized_end=892
-  _globals['_GRAPH']._serialized_start=904
-  _globals['_GRAPH']._serialized_end=1014
-  _globals['_TENSOR']._serialized_start=1016
-  _globals['_TENSOR']._serialized_end=1067
-  _globals['_TOKENIZER']._serialized_start=1070
-  _globals['_TOKENIZER']._serialized_end=1350
-  _globals['_TOKENIZER_SPECIALTOKENSENTRY']._serialized_start=1264
-  _globals['_TOKENIZER_SPECIALTOKENSENTRY']._serialized_end=1316
-  _globals['_LIMITS']._serialized_start=1352
-  _globals['_LIMITS']._serialized_end=1476
-  _globals['_CACHE']._serialized_start=1478
-  _globals['_CACHE']._serialized_end=1594
-  _globals['_SAMPLINGDEFAULTS']._serialized_start=1597
-  _globals['_SAMPLINGDEFAULTS']._serialized_end=1803
-  _globals['_PARITYCHECK']._serialized_start=1805
-  _globals['_PARITYCHECK']._serialized_end=1881
-  _globals['_FILE']._serialized_start=1883
-  _globals['_FILE']._serialized_end=1933
+  _globals['_BUNDLE']._serialized_end=1021
+  _globals['_BUNDLE_QUALITYENTRY']._serialized_start=904
+  _globals['_BUNDLE_QUALITYENTRY']._serialized_end=950
+  _globals['_BUNDLE_MADEWITHENTRY']._serialized_start=952
+  _globals['_BUNDLE_MADEWITHENTRY']._serialized_end=999
+  _globals['_SEQ2SEQ']._serialized_start=1023
+  _globals['_SEQ2SEQ']._serialized_end=1141
+  _globals['_ADAPTER']._serialized_start=1143
+  _globals['_ADAPTER']._serialized_end=1194
+  _globals['_GRAPH']._serialized_start=1196
+  _globals['_GRAPH']._serialized_end=1306
+  _globals['_TENSOR']._serialized_start=1308
+  _globals['_TENSOR']._serialized_end=1359
+  _globals['_TOKENIZER']._serialized_start=1362
+  _globals['_TOKENIZER']._serialized_end=1642
+  _globals['_TOKENIZER_SPECIALTOKENSENTRY']._serialized_start=1556
+  _globals['_TOKENIZER_SPECIALTOKENSENTRY']._serialized_end=1608
+  _globals['_LIMITS']._serialized_start=1644
+  _globals['_LIMITS']._serialized_end=1768
+  _globals['_CACHE']._serialized_start=1770
+  _globals['_CACHE']._serialized_end=1886
+  _globals['_SAMPLINGDEFAULTS']._serialized_start=1889
+  _globals['_SAMPLINGDEFAULTS']._serialized_end=2095
+  _globals['_PARITYCHECK']._serialized_start=2097
+  _globals['_PARITYCHECK']._serialized_end=2173
+  _globals['_FILE']._serialized_start=2175
+  _globals['_FILE']._serialized_end=2225
 # @@protoc_insertion_point(module_scope)

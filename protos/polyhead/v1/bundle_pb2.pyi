@@ -167,6 +167,9 @@ class Bundle(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     LICENSE_FIELD_NUMBER: _builtins.int
+    SEQ2SEQ_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    LABELS_TOKENS_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """1. A server refuses what is newer than it knows."""
     task: Global___Task.ValueType
@@ -183,9 +186,11 @@ class Bundle(_message.Message):
     """Trainable parameters of the model."""
     license: _builtins.str
     """What the checkpoint says of its licence, such as `apache-2.0`; empty where it says nothing."""
+    labels_tokens: _builtins.bool
+    """Whether each token gets a label, not the input as a whole. TASK_CLASSIFY only."""
     @_builtins.property
     def graphs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Graph]:
-        """`decoder` for TASK_GENERATE, `encoder` for the others."""
+        """`decoder` for TASK_GENERATE, after `encoder` if it has `seq2seq`; `encoder` for the others."""
 
     @_builtins.property
     def tokenizer(self) -> Global___Tokenizer: ...
@@ -197,7 +202,7 @@ class Bundle(_message.Message):
     def limits(self) -> Global___Limits: ...
     @_builtins.property
     def cache(self) -> Global___Cache:
-        """Cache geometry. TASK_GENERATE only."""
+        """Cache geometry. TASK_GENERATE without `seq2seq` only."""
 
     @_builtins.property
     def sampling_defaults(self) -> Global___SamplingDefaults:
@@ -220,6 +225,14 @@ class Bundle(_message.Message):
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___File]:
         """Every file of the bundle but bundle.json."""
+
+    @_builtins.property
+    def seq2seq(self) -> Global___Seq2Seq:
+        """Of a model that reads a source and then writes an answer. TASK_GENERATE only."""
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
+        """Small changes to the weights that a request can choose, by name; sorted by name."""
 
     def __init__(
         self,
@@ -244,16 +257,87 @@ class Bundle(_message.Message):
         parameters: _builtins.int = ...,
         files: _abc.Iterable[Global___File] | None = ...,
         license: _builtins.str = ...,
+        seq2seq: Global___Seq2Seq | None = ...,
+        adapters: _abc.Iterable[Global___Adapter] | None = ...,
+        labels_tokens: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "cache", b"cache", "created_at", b"created_at", "limits", b"limits", "sampling_defaults", b"sampling_defaults", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "_seq2seq", b"_seq2seq", "cache", b"cache", "created_at", b"created_at", "limits", b"limits", "sampling_defaults", b"sampling_defaults", "seq2seq", b"seq2seq", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "architecture", b"architecture", "cache", b"cache", "created_at", b"created_at", "files", b"files", "graphs", b"graphs", "labels", b"labels", "license", b"license", "limits", b"limits", "made_with", b"made_with", "normalized", b"normalized", "parameters", b"parameters", "parity", b"parity", "pooling", b"pooling", "quality", b"quality", "quantization", b"quantization", "sampling_defaults", b"sampling_defaults", "schema_version", b"schema_version", "task", b"task", "tokenizer", b"tokenizer", "traffic_independent", b"traffic_independent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "_seq2seq", b"_seq2seq", "adapters", b"adapters", "architecture", b"architecture", "cache", b"cache", "created_at", b"created_at", "files", b"files", "graphs", b"graphs", "labels", b"labels", "labels_tokens", b"labels_tokens", "license", b"license", "limits", b"limits", "made_with", b"made_with", "normalized", b"normalized", "parameters", b"parameters", "parity", b"parity", "pooling", b"pooling", "quality", b"quality", "quantization", b"quantization", "sampling_defaults", b"sampling_defaults", "schema_version", b"schema_version", "seq2seq", b"seq2seq", "task", b"task", "tokenizer", b"tokenizer", "traffic_independent", b"traffic_independent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache: _TypeAlias = _typing.Literal["cache"]  # noqa: Y015
     _WhichOneofArgType__cache: _TypeAlias = _typing.Literal["_cache", b"_cache"]  # noqa: Y015
+    _WhichOneofReturnType__seq2seq: _TypeAlias = _typing.Literal["seq2seq"]  # noqa: Y015
+    _WhichOneofArgType__seq2seq: _TypeAlias = _typing.Literal["_seq2seq", b"_seq2seq"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cache) -> _WhichOneofReturnType__cache | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seq2seq) -> _WhichOneofReturnType__seq2seq | None: ...
 
 Global___Bundle: _TypeAlias = Bundle  # noqa: Y015
+
+@_typing.final
+class Seq2Seq(_message.Message):
+    """A model with an encoder and a decoder. `limits` are the decoder's: max_tokens is the longest answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_SOURCE_TOKENS_FIELD_NUMBER: _builtins.int
+    SOURCE_VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    SOURCE_TOKENIZER_FIELD_NUMBER: _builtins.int
+    START_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    max_source_tokens: _builtins.int
+    """Longest source with special tokens; in tokens."""
+    source_vocabulary_size: _builtins.int
+    """Size of the source's vocabulary."""
+    source_tokenizer: _builtins.str
+    """`tokenizer.json` of the source, inside the bundle. Empty: the answer's tokenizer reads the source, too."""
+    start_token_id: _builtins.int
+    """What the decoder begins with."""
+    def __init__(
+        self,
+        *,
+        max_source_tokens: _builtins.int = ...,
+        source_vocabulary_size: _builtins.int = ...,
+        source_tokenizer: _builtins.str = ...,
+        start_token_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_source_tokens", b"max_source_tokens", "source_tokenizer", b"source_tokenizer", "source_vocabulary_size", b"source_vocabulary_size", "start_token_id", b"start_token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Seq2Seq: _TypeAlias = Seq2Seq  # noqa: Y015
+
+@_typing.final
+class Adapter(_message.Message):
+    """A low-rank adapter (Hu et al. 2021, LoRA). Its matrices are inputs of the model's graph."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """1 to 64 of A-Z, a-z, 0-9, `.`, `_`, `-`, beginning with a letter or digit."""
+    file: _builtins.str
+    """safetensors inside the bundle, a tensor under the name of each input that the adapter changes."""
+    rank: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        file: _builtins.str = ...,
+        rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "name", b"name", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
 
 @_typing.final
 class Graph(_message.Message):

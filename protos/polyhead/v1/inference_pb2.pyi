@@ -104,7 +104,10 @@ class Input(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TEXT_PAIR_FIELD_NUMBER: _builtins.int
     text: _builtins.str
+    text_pair: _builtins.str
+    """The second text of a pair, for classifiers that compare two, such as cross-encoders. Only with text. Classify only."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     def __init__(
@@ -112,13 +115,19 @@ class Input(_message.Message):
         *,
         text: _builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
+        text_pair: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_text_pair", b"_text_pair", "input", b"input", "text", b"text", "text_pair", b"text_pair", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text_pair", b"_text_pair", "input", b"input", "text", b"text", "text_pair", b"text_pair", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__text_pair: _TypeAlias = _typing.Literal["text_pair"]  # noqa: Y015
+    _WhichOneofArgType__text_pair: _TypeAlias = _typing.Literal["_text_pair", b"_text_pair"]  # noqa: Y015
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_pair) -> _WhichOneofReturnType__text_pair | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___Input: _TypeAlias = Input  # noqa: Y015
@@ -444,6 +453,9 @@ class GenerateRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _builtins.int
+    BEAM_SEARCH_FIELD_NUMBER: _builtins.int
+    RETURN_ALIGNMENT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Up to 128 printable ASCII characters; shown in logs and in the answer. Empty: metadata x-request-id, else made by the server."""
     logprobs: _builtins.int
@@ -464,6 +476,10 @@ class GenerateRequest(_message.Message):
     """Ask the template to begin the assistant's next turn. Only with messages. Default true, with continue_final_message false."""
     continue_final_message: _builtins.bool
     """Go on with the last message, the beginning of a turn of the assistant's, as if the model had written it. Only with messages."""
+    return_alignment: _builtins.bool
+    """Send which tokens of the source each token of the answer attended to. For sequence-to-sequence models with attention."""
+    adapter: _builtins.str
+    """One of the model's adapters. Empty: none."""
     @_builtins.property
     def model(self) -> Global___ModelReference: ...
     @_builtins.property
@@ -484,6 +500,12 @@ class GenerateRequest(_message.Message):
         makes the prompt. The template writes the special tokens too; none are added.
         """
 
+    @_builtins.property
+    def beam_search(self) -> Global___BeamSearch:
+        """Search for the likeliest answers instead of choosing token by token. Answers come whole at the end, the best first. Not
+        together with what samples (temperature above 0, top_k, top_p, min_p, typical_p), stop strings and prompt_lookup.
+        """
+
     def __init__(
         self,
         *,
@@ -501,13 +523,18 @@ class GenerateRequest(_message.Message):
         messages: _abc.Iterable[Global___Message] | None = ...,
         add_generation_prompt: _builtins.bool | None = ...,
         continue_final_message: _builtins.bool = ...,
+        beam_search: Global___BeamSearch | None = ...,
+        return_alignment: _builtins.bool = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "add_generation_prompt", b"add_generation_prompt", "constraint", b"constraint", "logprobs", b"logprobs", "model", b"model", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_beam_search", b"_beam_search", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "add_generation_prompt", b"add_generation_prompt", "beam_search", b"beam_search", "constraint", b"constraint", "logprobs", b"logprobs", "model", b"model", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "add_generation_prompt", b"add_generation_prompt", "constraint", b"constraint", "continue_final_message", b"continue_final_message", "logprobs", b"logprobs", "messages", b"messages", "model", b"model", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_lookup", b"prompt_lookup", "request_id", b"request_id", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_beam_search", b"_beam_search", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "adapter", b"adapter", "add_generation_prompt", b"add_generation_prompt", "beam_search", b"beam_search", "constraint", b"constraint", "continue_final_message", b"continue_final_message", "logprobs", b"logprobs", "messages", b"messages", "model", b"model", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_lookup", b"prompt_lookup", "request_id", b"request_id", "return_alignment", b"return_alignment", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
     _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015
+    _WhichOneofReturnType__beam_search: _TypeAlias = _typing.Literal["beam_search"]  # noqa: Y015
+    _WhichOneofArgType__beam_search: _TypeAlias = _typing.Literal["_beam_search", b"_beam_search"]  # noqa: Y015
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
@@ -517,6 +544,8 @@ class GenerateRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__add_generation_prompt) -> _WhichOneofReturnType__add_generation_prompt | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beam_search) -> _WhichOneofReturnType__beam_search | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
@@ -524,6 +553,42 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__samples) -> _WhichOneofReturnType__samples | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class BeamSearch(_message.Message):
+    """Keeps the likeliest beginnings of answers and extends them together (Sutskever et al. 2014, section 3.2). One of them is
+    always the greedy one, so with early_stopping unset no answer comes first that scores worse than the greedy answer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """1 to 32, and at most the model's slots: beginnings that are kept. `samples` of them at most are answered."""
+    length_penalty: _builtins.float
+    """-10 to 10: an answer's score is the sum of its tokens' log-probabilities over its length to this power. 0: the sum alone.
+    Default 1.
+    """
+    early_stopping: _builtins.bool
+    """End as soon as `width` answers are complete, instead of when no other can score better. Default false."""
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        length_penalty: _builtins.float | None = ...,
+        early_stopping: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "length_penalty", b"length_penalty"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+
+Global___BeamSearch: _TypeAlias = BeamSearch  # noqa: Y015
 
 @_typing.final
 class Constraint(_message.Message):
@@ -632,6 +697,8 @@ class GenerateResponse(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    ALIGNMENT_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """In the first message: the seed in use."""
     sample_index: _builtins.int
@@ -640,6 +707,8 @@ class GenerateResponse(_message.Message):
     """New text. Never part of a character, and never text that may still become a stop string."""
     finish_reason: Global___FinishReason.ValueType
     """In each sample's last message."""
+    score: _builtins.float
+    """In each sample's last message if beam search was asked for: what answers are sorted by, highest first."""
     @_builtins.property
     def header(self) -> Global___ResponseHeader:
         """In the first message."""
@@ -664,6 +733,10 @@ class GenerateResponse(_message.Message):
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """In the first message of sample 0 if the request asked: of the prompt's second token and those after it."""
 
+    @_builtins.property
+    def alignment(self) -> Global___Alignment:
+        """In each sample's last message if the request asked."""
+
     def __init__(
         self,
         *,
@@ -677,13 +750,19 @@ class GenerateResponse(_message.Message):
         usage: Global___Usage | None = ...,
         timing: Global___Timing | None = ...,
         prompt_logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        score: _builtins.float | None = ...,
+        alignment: Global___Alignment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_seed", b"_seed", "_timing", b"_timing", "_usage", b"_usage", "header", b"header", "seed", b"seed", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alignment", b"_alignment", "_header", b"_header", "_score", b"_score", "_seed", b"_seed", "_timing", b"_timing", "_usage", b"_usage", "alignment", b"alignment", "header", b"header", "score", b"score", "seed", b"seed", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_header", b"_header", "_seed", b"_seed", "_timing", b"_timing", "_usage", b"_usage", "finish_reason", b"finish_reason", "header", b"header", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "sample_index", b"sample_index", "seed", b"seed", "text", b"text", "timing", b"timing", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alignment", b"_alignment", "_header", b"_header", "_score", b"_score", "_seed", b"_seed", "_timing", b"_timing", "_usage", b"_usage", "alignment", b"alignment", "finish_reason", b"finish_reason", "header", b"header", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "sample_index", b"sample_index", "score", b"score", "seed", b"seed", "text", b"text", "timing", b"timing", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alignment: _TypeAlias = _typing.Literal["alignment"]  # noqa: Y015
+    _WhichOneofArgType__alignment: _TypeAlias = _typing.Literal["_alignment", b"_alignment"]  # noqa: Y015
     _WhichOneofReturnType__header: _TypeAlias = _typing.Literal["header"]  # noqa: Y015
     _WhichOneofArgType__header: _TypeAlias = _typing.Literal["_header", b"_header"]  # noqa: Y015
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__timing: _TypeAlias = _typing.Literal["timing"]  # noqa: Y015
@@ -691,7 +770,11 @@ class GenerateResponse(_message.Message):
     _WhichOneofReturnType__usage: _TypeAlias = _typing.Literal["usage"]  # noqa: Y015
     _WhichOneofArgType__usage: _TypeAlias = _typing.Literal["_usage", b"_usage"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alignment) -> _WhichOneofReturnType__alignment | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__header) -> _WhichOneofReturnType__header | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
@@ -702,6 +785,40 @@ class GenerateResponse(_message.Message):
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
+class Alignment(_message.Message):
+    """How much each token of an answer attended to each token of its source: the mean over the heads of the decoder's last layer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_TOKENS_FIELD_NUMBER: _builtins.int
+    TARGET_TOKENS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def source_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As the vocabulary writes them; so are target_tokens."""
+
+    @_builtins.property
+    def target_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One row for each target token with a number for each source token, 0 to 1 and together 1."""
+
+    def __init__(
+        self,
+        *,
+        source_tokens: _abc.Iterable[_builtins.str] | None = ...,
+        target_tokens: _abc.Iterable[_builtins.str] | None = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source_tokens", b"source_tokens", "target_tokens", b"target_tokens", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alignment: _TypeAlias = Alignment  # noqa: Y015
+
+@_typing.final
 class ClassifyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -710,12 +827,15 @@ class ClassifyRequest(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     TRUNCATE_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As in GenerateRequest."""
     top_k: _builtins.int
     """How many labels to return for each input, best first. Unset: all."""
     truncate: _builtins.bool
     """Cut inputs that are too long for the model instead of refusing them. Default false."""
+    adapter: _builtins.str
+    """One of the model's adapters. Empty: none."""
     @_builtins.property
     def model(self) -> Global___ModelReference: ...
     @_builtins.property
@@ -730,10 +850,11 @@ class ClassifyRequest(_message.Message):
         inputs: _abc.Iterable[Global___Input] | None = ...,
         top_k: _builtins.int | None = ...,
         truncate: _builtins.bool = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "model", b"model", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "inputs", b"inputs", "model", b"model", "request_id", b"request_id", "top_k", b"top_k", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "adapter", b"adapter", "inputs", b"inputs", "model", b"model", "request_id", b"request_id", "top_k", b"top_k", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
@@ -769,6 +890,37 @@ class Classification(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LABELS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
+        """Best first. Empty of a model that labels tokens."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLabels]:
+        """Of a model that labels tokens (the bundle says `labels_tokens`): each token of the input but those added around it."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Iterable[Global___LabelScore] | None = ...,
+        tokens: _abc.Iterable[Global___TokenLabels] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Classification: _TypeAlias = Classification  # noqa: Y015
+
+@_typing.final
+class TokenLabels(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token(self) -> Global___Token: ...
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
         """Best first."""
@@ -776,15 +928,16 @@ class Classification(_message.Message):
     def __init__(
         self,
         *,
+        token: Global___Token | None = ...,
         labels: _abc.Iterable[Global___LabelScore] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Classification: _TypeAlias = Classification  # noqa: Y015
+Global___TokenLabels: _TypeAlias = TokenLabels  # noqa: Y015
 
 @_typing.final
 class ClassifyResponse(_message.Message):
@@ -828,10 +981,13 @@ class EmbedRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     TRUNCATE_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As in GenerateRequest."""
     truncate: _builtins.bool
     """Cut inputs that are too long for the model instead of refusing them. Default false."""
+    adapter: _builtins.str
+    """One of the model's adapters. Empty: none."""
     @_builtins.property
     def model(self) -> Global___ModelReference: ...
     @_builtins.property
@@ -845,10 +1001,11 @@ class EmbedRequest(_message.Message):
         request_id: _builtins.str = ...,
         inputs: _abc.Iterable[Global___Input] | None = ...,
         truncate: _builtins.bool = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "model", b"model", "request_id", b"request_id", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "inputs", b"inputs", "model", b"model", "request_id", b"request_id", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
