@@ -105,14 +105,18 @@ def check_encoder(manifest: bundle_pb2.Bundle) -> None:
         refuse("tokenizer.pad_token_id", "is missing; an encoder needs it")
     if not lengths or lengths != sorted(set(lengths)) or lengths[-1] != limits.max_tokens or lengths[0] < 1:
         refuse("limits.padded_lengths", f"must ascend from at least 1 to max_tokens {limits.max_tokens}, got {lengths}")
+    if manifest.labels_tokens and manifest.task != TASK_CLASSIFY:
+        refuse("labels_tokens", "is for models that classify only")
     if manifest.task == TASK_EMBED:
         require_positive(limits__embedding_size=limits.embedding_size)
         output = "embeddings", ("float", ("", str(limits.embedding_size)))
     else:
         if not manifest.labels or len(set(manifest.labels)) != len(manifest.labels):
             refuse("labels", f"must be there and differ from each other, got {list(manifest.labels)}")
-        output = "probabilities", ("float", ("", str(len(manifest.labels))))
-    check_tensors("inputs", manifest.graphs[0].inputs, {"input_ids": ("int64", ("", "")), "lengths": ("int32", ("",))})
+        tokens = ("",) if manifest.labels_tokens else ()
+        output = "probabilities", ("float", ("", *tokens, str(len(manifest.labels))))
+    inputs = {"input_ids": ("int64", ("", "")), "lengths": ("int32", ("",)), "token_type_ids": ("int64", ("", ""))}
+    check_tensors("inputs", manifest.graphs[0].inputs, inputs, optional=("token_type_ids",))
     check_tensors("outputs", manifest.graphs[0].outputs, dict([output]))
 
 

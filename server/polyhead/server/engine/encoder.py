@@ -20,6 +20,9 @@ __all__ = ["EncoderAnswer", "EncoderEngine", "EncoderLimits", "EncoderResult"]
 
 log = structlog.get_logger(__name__)
 
+NO_ROW = np.empty(0, np.float32)
+"""In place of an answer that has not come yet."""
+
 FIRST_RETRY_SECONDS = 1.0
 """What a rejected caller is told to wait before any batch has been measured."""
 
@@ -28,8 +31,8 @@ FIRST_RETRY_SECONDS = 1.0
 class EncoderResult:
     """Answers to all inputs of a request, in their order."""
 
-    rows: NDArray[np.float32]
-    """(inputs, labels) or (inputs, embedding)."""
+    rows: Sequence[NDArray[np.float32]]
+    """Each (labels,), (embedding,), or (tokens, labels) of a model that labels tokens."""
     queue_seconds: float
     """From acceptance until the first batch with one of the inputs began."""
     inference_seconds: float
@@ -45,11 +48,14 @@ class _Job(Request):
     accepted: float = field(default_factory=time.perf_counter)
     began: float | None = None
     ended: float | None = None
-    rows: NDArray[np.float32] | None = None
+    token_types: Sequence[Sequence[int]] = ()
+    """One for each input, empty where all are 0; or none at all."""
+    rows: list[NDArray[np.float32]] = field(init=False)
     unanswered: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.unanswered = len(self.inputs)
+        self.rows = [NO_ROW] * self.unanswered
 
 
 class EncoderAnswer:
@@ -101,12 +107,13 @@ class EncoderEngine:
         """Begin to work; what was submitted before has waited."""
         self._thread.start()
 
-    def submit(self, inputs: Sequence[Sequence[int]]) -> EncoderAnswer:
-        """Queue all inputs, each a sequence of token ids.
+    def submit(self, inputs: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] = ()) -> EncoderAnswer:
+        """Queue all inputs, each a sequence of token ids. `token_types`, for graphs that take them: of each input none, or one for
+        each token; without them all are 0.
 
         Raises InvalidInput for what could never run, Overloaded when the queue is full, and Unavailable when draining.
         """
-        job = self._job(inputs)
+        job = self._job(inputs, token_types)
         with self._condition:
             self._admit(job)
             self._observer.queue_size(self._batcher.waiting_requests)
@@ -138,10 +145,12 @@ class EncoderEngine:
         with self._condition:
             self._batcher.check_integrity()
 
-    def _job(self, inputs: Sequence[Sequence[int]]) -> _Job:
+    def _job(self, inputs: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]]) -> _Job:
         padded = self._batcher.pad(inputs)
         loop = asyncio.get_running_loop()
-        return _Job(inputs, padded, len(padded), sum(padded), False, loop, loop.create_future())
+        return _Job(
+            inputs, padded, len(padded), sum(padded), False, loop, loop.create_future(), token_types=token_types
+        )
 
     def _leave(self, job: _Job) -> None:
         """Nobody waits for it any more: what has not run never will."""
@@ -208,12 +217,12 @@ class EncoderEngine:
             job.began = job.began or began
         try:
             ids, lengths = self._tensors(batch)
-            rows = self._encoder.run(ids, lengths)
+            rows = self._encoder.run(ids, lengths, self._token_types(batch))
         except Exception as error:
             return self._fail(batch, error)
         ended = time.perf_counter()
         self._measure(batch, int(lengths.sum()), ended - began)
-        return _scatter(batch, rows, ended)
+        return _scatter(batch, rows, lengths, ended)
 
     def _tensors(self, batch: Batch[_Job]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Right-padded ids (batch, sequence) and lengths (batch,)."""
@@ -225,6 +234,17 @@ class EncoderEngine:
                 lengths[row] = len(inputs[position])
                 ids[row, : lengths[row]] = inputs[position]
         return ids, lengths
+
+    def _token_types(self, batch: Batch[_Job]) -> NDArray[np.int64] | None:
+        """(batch, sequence), right-padded with 0; None where the graph takes none."""
+        if not self._encoder.takes_token_types:
+            return None
+        types = np.zeros((len(batch.items), batch.length), np.int64)
+        for row, (_, job, position) in enumerate(batch.items):
+            if job.token_types:
+                given = job.token_types[position]
+                types[row, : len(given)] = given
+        return types
 
     def _measure(self, batch: Batch[_Job], tokens: int, seconds: float) -> None:
         padding = batch.padded_tokens - tokens
@@ -251,13 +271,12 @@ def _jobs(batch: Batch[_Job]) -> list[_Job]:
     return list({item.request: None for item in batch.items})
 
 
-def _scatter(batch: Batch[_Job], rows: NDArray[np.float32], ended: float) -> list[_Outcome]:
-    """Give each request its rows (batch, width); outcomes of those that now have all."""
+def _scatter(batch: Batch[_Job], rows: NDArray[np.float32], lengths: NDArray[np.int32], ended: float) -> list[_Outcome]:
+    """Give each request its rows, of (batch, width) or, without what stands at padding, of (batch, sequence, width); outcomes of
+    the requests that now have all."""
     outcomes: list[_Outcome] = []
-    for (_, job, position), row in zip(batch.items, rows, strict=True):
-        if job.rows is None:
-            job.rows = np.empty((job.unanswered, len(row)), np.float32)
-        job.rows[position] = row
+    for (_, job, position), row, length in zip(batch.items, rows, lengths, strict=True):
+        job.rows[position] = row if row.ndim == 1 else row[:length]
         job.unanswered -= 1
         if job.unanswered == 0:
             began = job.began or ended

@@ -1,19 +1,22 @@
 """Texts and token ids of a request → checked token ids."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
 from polyhead.server.rpc.chat import chat_tokens
 from polyhead.server.rpc.workers import LONG_TEXT_CHARACTERS, Workers
-from polyhead.server.tokenizer import Tokenizer, TokenSpan
-from polyhead.v1 import inference_pb2
+from polyhead.server.tokenizer import EncoderInput, Text, Tokenizer, TokenSpan
+from polyhead.v1 import bundle_pb2, inference_pb2
 
 
 async def prompt_tokens(request: inference_pb2.GenerateRequest, model: LiveModel, workers: Workers) -> tuple[int, ...]:
     """At least one token, at most what leaves room for an answer. An empty prompt is the begin token."""
     if chat := is_chat(request):
         tokens: Sequence[int] = await chat_tokens(request, model, workers)
+    elif request.prompt.HasField("text_pair"):
+        raise InvalidInput("prompt.text_pair", "is for Classify only")
     elif request.prompt.WhichOneof("input") == "token_ids":
         tokens = request.prompt.token_ids.ids
     else:
@@ -47,33 +50,72 @@ def checked_prompt(field: str, tokens: Sequence[int], model: LiveModel) -> tuple
     return (begin,)
 
 
-async def input_tokens(
+async def encoder_inputs(
     inputs: Sequence[inference_pb2.Input], model: LiveModel, workers: Workers, *, truncate: bool, max_inputs: int
-) -> list[list[int]]:
-    """Of Classify and Embed: 1 to `max_inputs` inputs of 1 to the model's longest length each, as lists of token ids."""
+) -> list[EncoderInput]:
+    """Of Classify and Embed: 1 to `max_inputs` inputs of 1 to the model's longest length each; with spans for a model that
+    labels tokens."""
     check_count("inputs", len(inputs), max_inputs)
-    texts = {index: item.text for index, item in enumerate(inputs) if item.WhichOneof("input") != "token_ids"}
-    for index, text in texts.items():
-        if not text:
-            raise InvalidInput(f"inputs[{index}]", "must not be empty")
-    encoded = await workers.read(
-        sum(map(len, texts.values())), encode_texts, model.tokenizer, list(texts.values()), model.max_tokens, truncate
+    texts = {
+        index: checked_text(f"inputs[{index}]", item, model)
+        for index, item in enumerate(inputs)
+        if item.WhichOneof("input") != "token_ids"
+    }
+    longest = model.max_tokens if truncate else None
+    characters = sum(len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts.values())
+    read = partial(
+        model.tokenizer.encoder_inputs,
+        list(texts.values()),
+        longest,
+        spans=model.manifest.labels_tokens,
+        parallel=characters > LONG_TEXT_CHARACTERS,
     )
-    rows = dict(zip(texts, encoded, strict=True))
-    return [checked_row(index, rows.get(index), item, model, truncate=truncate) for index, item in enumerate(inputs)]
+    encoded = dict(zip(texts, await workers.read(characters, read), strict=True))
+    return [checked_input(index, encoded.get(index), item, model, truncate) for index, item in enumerate(inputs)]
 
 
-def checked_row(
-    index: int, tokens: list[int] | None, item: inference_pb2.Input, model: LiveModel, *, truncate: bool
-) -> list[int]:
-    """`tokens` is None where the caller gave ids."""
+def checked_text(field: str, item: inference_pb2.Input, model: LiveModel) -> Text:
+    """A text, or a pair where the model compares two."""
+    if not item.text:
+        raise InvalidInput(field, "must not be empty")
+    if not item.HasField("text_pair"):
+        return item.text
+    check_pairs(f"{field}.text_pair", model)
+    if not item.text_pair:
+        raise InvalidInput(f"{field}.text_pair", "must not be empty")
+    return item.text, item.text_pair
+
+
+def check_pairs(field: str, model: LiveModel) -> None:
+    """Raises InvalidInput unless the model compares two texts."""
+    if model.task != bundle_pb2.TASK_CLASSIFY:
+        raise InvalidInput(field, "is for Classify only")
+    if model.manifest.labels_tokens:
+        raise InvalidInput(field, "must not be given to a model that labels tokens")
+    if not model.tokenizer.takes_pairs:
+        raise InvalidInput(field, "must not be given: the model's tokenizer puts nothing between two texts")
+
+
+def checked_input(
+    index: int, encoded: EncoderInput | None, item: inference_pb2.Input, model: LiveModel, truncate: bool
+) -> EncoderInput:
+    """`encoded` is None where the caller gave ids."""
     field, longest = f"inputs[{index}]", model.max_tokens
-    row: Sequence[int] = item.token_ids.ids if tokens is None else tokens
-    if not row:
+    if encoded is None and item.HasField("text_pair"):
+        raise InvalidInput(f"{field}.text_pair", "must not be given together with token_ids")
+    ids = item.token_ids.ids if encoded is None else encoded.ids
+    if not ids:
         raise InvalidInput(field, "must have at least 1 token, got none")
-    if len(row) > longest and not truncate:
-        raise InvalidInput(field, f"must have at most {longest} tokens unless truncate is set, got {len(row)}")
-    return checked_ids(field, row[:longest], model) if tokens is None else tokens
+    if len(ids) > longest and not truncate:
+        raise InvalidInput(field, f"must have at most {longest} tokens unless truncate is set, got {len(ids)}")
+    return encoded or given_ids(checked_ids(field, ids[:longest], model), model)
+
+
+def given_ids(ids: list[int], model: LiveModel) -> EncoderInput:
+    """Ids that somebody else made of a text, so that nobody knows where they stand in it."""
+    if not model.manifest.labels_tokens:
+        return EncoderInput(ids)
+    return EncoderInput(ids, spans=[TokenSpan(i, model.tokenizer.token(i), 0, 0) for i in ids])
 
 
 def checked_ids(field: str, ids: Sequence[int], model: LiveModel) -> list[int]:
@@ -98,33 +140,13 @@ async def tokenize(
 
 
 def tokenization(spans: Sequence[TokenSpan]) -> inference_pb2.Tokenization:
-    return inference_pb2.Tokenization(
-        tokens=[
-            inference_pb2.Token(id=span.token_id, token=span.token, start=span.start, end=span.end) for span in spans
-        ]
-    )
+    return inference_pb2.Tokenization(tokens=map(token, spans))
+
+
+def token(span: TokenSpan) -> inference_pb2.Token:
+    return inference_pb2.Token(id=span.token_id, token=span.token, start=span.start, end=span.end)
 
 
 def check_count(field: str, count: int, limit: int) -> None:
     if not 1 <= count <= limit:
         raise InvalidInput(field, f"must be 1 to {limit}, got {count}")
-
-
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], longest: int, truncate: bool) -> list[list[int]]:
-    """One text at a time while they are short: sharing them out over threads costs a tenth of a millisecond."""
-    long = sum(map(len, texts)) > LONG_TEXT_CHARACTERS
-    rows = tokenizer.encode_batch(texts) if long else [tokenizer.encode(text) for text in texts]
-    if not truncate:
-        return rows
-    return [
-        cut(row, tokenizer.encode(text, add_special_tokens=False), longest) if len(row) > longest else row
-        for text, row in zip(texts, rows, strict=True)
-    ]
-
-
-def cut(tokens: list[int], bare: list[int], longest: int) -> list[int]:
-    """Shorten an input but keep the special tokens around it; `bare` is the same input without them."""
-    special = len(tokens) - len(bare)
-    before = next((n for n in range(special + 1) if tokens[n : n + len(bare)] == bare), 0)
-    after = tokens[before + len(bare) :]
-    return [*tokens[:before], *bare[: max(0, longest - special)], *after][:longest]

@@ -88,8 +88,8 @@ class InferenceServicer(InferenceServiceServicer):
         async with self._use(request, bundle_pb2.TASK_CLASSIFY) as (model, header):
             count, labels = label_count(request, model), list(model.manifest.labels)
             encoded = await encode(request, model, self._settings.max_inputs, self._workers)
-        rows = encoded.result.rows
-        results = await self._workers.write(len(rows) * count, classifications, rows, labels, count)
+        scores = sum(row.size for row in encoded.result.rows)
+        results = await self._workers.write(scores, classifications, encoded, labels, count)
         return inference_pb2.ClassifyResponse(
             header=header, results=results, usage=encoded.usage(), timing=encoded.timing()
         )
@@ -98,7 +98,7 @@ class InferenceServicer(InferenceServiceServicer):
         async with self._use(request, bundle_pb2.TASK_EMBED) as (model, header):
             encoded = await encode(request, model, self._settings.max_inputs, self._workers)
         rows = encoded.result.rows
-        vectors = await self._workers.write(rows.size, embeddings, rows)
+        vectors = await self._workers.write(sum(row.size for row in rows), embeddings, rows)
         return inference_pb2.EmbedResponse(
             header=header, embeddings=vectors, usage=encoded.usage(), timing=encoded.timing()
         )

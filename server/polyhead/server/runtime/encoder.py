@@ -19,13 +19,22 @@ class Encoder:
         self._session = open_session(graph)
         self._outputs = [_OUTPUT[manifest.task]]
         self.signature: tuple[list[TensorInfo], list[TensorInfo]] = signature(self._session)
+        self.takes_token_types = any(name == "token_type_ids" for name, _, _ in self.signature[0])
         self.padded_lengths = tuple(manifest.limits.padded_lengths)
         self.pad_token_id = manifest.tokenizer.pad_token_id
 
-    def run(self, ids: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Token ids (batch, sequence), right-padded, and how many of each row are real (batch,) -> (batch, labels) or
-        (batch, embedding). Raises what onnxruntime raises, for instance on ids outside the vocabulary."""
-        rows: NDArray[np.float32] = self._session.run(self._outputs, {"input_ids": ids, "lengths": lengths})[0]
+    def run(
+        self, ids: NDArray[np.int64], lengths: NDArray[np.int32], token_types: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Token ids (batch, sequence), right-padded, and how many of each row are real (batch,) -> (batch, labels), (batch,
+        embedding) or, where tokens are labelled, (batch, sequence, labels), which means nothing at padding. `token_types` (batch,
+        sequence), for graphs that take them: which text of a pair each token belongs to, by default the first.
+
+        Raises what onnxruntime raises, for instance on ids outside the vocabulary."""
+        inputs = {"input_ids": ids, "lengths": lengths}
+        if self.takes_token_types:
+            inputs["token_type_ids"] = np.zeros_like(ids) if token_types is None else token_types
+        rows: NDArray[np.float32] = self._session.run(self._outputs, inputs)[0]
         return rows
 
     def close(self) -> None:

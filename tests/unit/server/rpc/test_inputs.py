@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
 from polyhead.server.rpc import inputs
-from polyhead.server.rpc.inputs import cut, input_tokens, tokenize
+from polyhead.server.rpc.inputs import encoder_inputs, tokenize
 from polyhead.server.rpc.workers import Workers
 from polyhead.v1 import inference_pb2 as pb
 from tests import bundles
@@ -57,7 +57,8 @@ async def test_a_token_beyond_the_vocabulary_is_refused_by_its_place(generator: 
 
 
 async def encode(model: LiveModel, *inputs: pb.Input, truncate: bool = False) -> list[list[int]]:
-    return await input_tokens(inputs, model, WORKERS, truncate=truncate, max_inputs=4)
+    found = await encoder_inputs(inputs, model, WORKERS, truncate=truncate, max_inputs=4)
+    return [list(given.ids) for given in found]
 
 
 @pytest.mark.parametrize(
@@ -89,10 +90,9 @@ async def test_texts_and_ids_may_be_mixed_and_keep_their_order(embedder: LiveMod
 @pytest.mark.parametrize("count", [1, 4, 400])
 async def test_few_and_many_texts_become_the_same_tokens(embedder: LiveModel, count: int) -> None:
     texts = [f"the cat {n}" for n in range(count)]
-    rows = await input_tokens(
-        [pb.Input(text=text) for text in texts], embedder, WORKERS, truncate=False, max_inputs=count
-    )
-    assert rows == [embedder.tokenizer.encode(text) for text in texts]
+    inputs = [pb.Input(text=text) for text in texts]
+    found = await encoder_inputs(inputs, embedder, WORKERS, truncate=False, max_inputs=count)
+    assert [given.ids for given in found] == [embedder.tokenizer.encode(text) for text in texts]
 
 
 async def test_truncate_cuts_what_is_too_long_and_nothing_else(embedder: LiveModel) -> None:
@@ -100,23 +100,6 @@ async def test_truncate_cuts_what_is_too_long_and_nothing_else(embedder: LiveMod
     full = embedder.tokenizer.encode(text)
     rows = await encode(embedder, pb.Input(text=text), pb.Input(text="the"), ids(*range(40)), truncate=True)
     assert rows == [full[:32], embedder.tokenizer.encode("the"), list(range(32))]
-
-
-tokens = st.lists(st.integers(10, 20), min_size=1, max_size=20)
-special = st.lists(st.integers(0, 9), max_size=3)
-
-
-@given(special, tokens, special, st.integers(7, 20))
-def test_a_cut_input_keeps_the_special_tokens_around_it(
-    before: list[int], bare: list[int], after: list[int], longest: int
-) -> None:
-    room = longest - len(before) - len(after)
-    assert cut([*before, *bare, *after], bare, longest) == [*before, *bare[:room], *after]
-
-
-@given(special, tokens, special, st.integers(1, 6))
-def test_a_cut_input_is_never_too_long(before: list[int], bare: list[int], after: list[int], longest: int) -> None:
-    assert len(cut([*before, *bare, *after], bare, longest)) <= longest
 
 
 async def test_lengths_are_looked_at_before_values(generator: LiveModel, embedder: LiveModel) -> None:
