@@ -25,12 +25,21 @@ def scaled_dot_score(query: Tensor, key: Tensor) -> Tensor:
     return dot_score(query, key) / sqrt(query.shape[-1])
 
 
-def additive_score(query_weight: Tensor, key_weight: Tensor, vector: Tensor) -> Score:
-    """Bahdanau et al. 2014, appendix A.1.2: v · tanh(W q + U k), with W and U (A, K) and v (A)."""
+def general_score(weight: Tensor) -> Score:
+    """Luong et al. 2015, section 3.1, "general": q · W k, with W (K of queries, K of keys)."""
+
+    def score(query: Tensor, key: Tensor) -> Tensor:
+        return dot_score(query, F.linear(key, weight))
+
+    return score
+
+
+def additive_score(query_weight: Tensor, key_weight: Tensor | None, vector: Tensor) -> Score:
+    """Bahdanau et al. 2014, appendix A.1.2: v · tanh(W q + U k), with W and U (A, K) and v (A). None: keys are U k already."""
 
     def score(query: Tensor, key: Tensor) -> Tensor:
         q = F.linear(query, query_weight).unsqueeze(-2)  # (..., T, 1, A)
-        k = F.linear(key, key_weight).unsqueeze(-3)  # (..., 1, S, A)
+        k = (key if key_weight is None else F.linear(key, key_weight)).unsqueeze(-3)  # (..., 1, S, A)
         return torch.tanh(q + k) @ vector  # (..., T, S)
 
     return score

@@ -12,16 +12,21 @@ from torch import nn
 
 from polyhead.models.encoder import Classifier, ClassifierConfig, Embedder, EmbedderConfig
 from polyhead.models.gpt import GPT, GPTConfig
+from polyhead.models.seq2seq import RNNSeq2Seq, RNNSeq2SeqConfig, TransformerSeq2Seq, TransformerSeq2SeqConfig
 
 FORMAT_VERSION = 1
+SOURCE_TOKENIZER_FILE = "source_tokenizer.json"
+"""Beside the three files of a model that reads a source, if what it reads has a vocabulary of its own."""
 HELD_OUT_FILE = "held_out.txt"
 """Beside the three files, perhaps: text the model never learned from, for measuring what becomes of it."""
 HELD_OUT_CHARACTERS = 65_536
 Task = Literal["generate", "classify", "embed"]
-Model = GPT | Classifier | Embedder
+Model = GPT | Classifier | Embedder | RNNSeq2Seq | TransformerSeq2Seq
 
 _MODELS: dict[tuple[str, str], tuple[type[Any], type[Any]]] = {
     ("generate", "gpt"): (GPTConfig, GPT),
+    ("generate", "rnn-seq2seq"): (RNNSeq2SeqConfig, RNNSeq2Seq),
+    ("generate", "transformer-seq2seq"): (TransformerSeq2SeqConfig, TransformerSeq2Seq),
     ("classify", "encoder"): (ClassifierConfig, Classifier),
     ("embed", "encoder"): (EmbedderConfig, Embedder),
 }
