@@ -1,7 +1,7 @@
 """Recurrent cells as pure functions over the weights of `nn.GRU` and `nn.LSTM`, and those modules over padded batches.
 
-Training and reading a source run the modules, which torch has fused, and which export turns into ONNX's GRU and LSTM
-nodes. A decoder's step runs the functions on the same weights: a few products, which fuse with what is around them.
+Training and reading a source run the modules, which torch has fused, and which are ONNX's GRU and LSTM nodes in exported
+graphs. A decoder's step runs the functions on the same weights: a few products, which fuse with what is around them.
 Shapes: B batch, S length, I input size, W width of a direction.
 """
 
@@ -57,13 +57,50 @@ def run_padded(rnn: RNN, x: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
     """x (B, S, I), padded to the right -> outputs (B, S, directions·W), zeros at padding, and the last states.
 
     Last is a row's last position before its length, of the direction from right to left the first one; each state
-    (B, directions·W). Exported graphs read one source at a time, without padding, as packed sequences have no graph.
+    (B, directions·W). In an exported graph it is one node of ONNX (`onnx_node`), for any batch and length.
     """
     if torch.compiler.is_exporting():
-        y, last = rnn(x)
+        y, states = onnx_node(rnn, x, lengths)
     else:
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        y, last = rnn(packed)
-        y, _ = pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])
-    states = last if isinstance(last, tuple) else (last,)
+        packed, last = rnn(pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False))
+        y, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
+        states = last if isinstance(last, tuple) else (last,)
     return y, tuple(tensor.transpose(0, 1).flatten(1) for tensor in states)  # (directions, B, W) -> (B, directions·W)
+
+
+def onnx_node(rnn: RNN, x: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
+    """ONNX's GRU or LSTM in the place of a module: torch.export would fix the length, as it looks into the module.
+
+    Outputs (B, S, directions·W), states (directions, B, W).
+    """
+    (B, S, _), W, directions = x.shape, rnn.hidden_size, 2 if rnn.bidirectional else 1
+    is_gru = isinstance(rnn, nn.GRU)
+    attributes: dict[str, int | str] = {
+        "hidden_size": W,
+        "direction": "bidirectional" if rnn.bidirectional else "forward",
+    }
+    if is_gru:
+        attributes["linear_before_reset"] = 1
+    states = 1 if is_gru else 2
+    y, *last = torch.onnx.ops.symbolic_multi_out(
+        "GRU" if is_gru else "LSTM",
+        (x.transpose(0, 1), *_onnx_weights(rnn), lengths.to(torch.int32)),
+        attributes,
+        dtypes=(x.dtype,) * (1 + states),
+        shapes=((S, directions, B, W), *((directions, B, W),) * states),
+        version=22,
+    )
+    return y.permute(2, 0, 1, 3).flatten(2), tuple(last)
+
+
+def _onnx_weights(rnn: RNN) -> tuple[Tensor, Tensor, Tensor]:
+    """Input and hidden weights (directions, gates·W, I or W) and biases (directions, 2·gates·W), gates in ONNX's order."""
+    order = (1, 0, 2) if isinstance(rnn, nn.GRU) else (0, 3, 1, 2)  # update, reset, new; input, output, forget, new
+
+    W = rnn.hidden_size
+
+    def stacked(name: str) -> Tensor:
+        tensors = [getattr(rnn, f"{name}_l0{end}") for end in ("", "_reverse")[: 1 + rnn.bidirectional]]
+        return torch.stack([torch.cat([tensor.narrow(0, gate * W, W) for gate in order]) for tensor in tensors])
+
+    return stacked("weight_ih"), stacked("weight_hh"), torch.cat((stacked("bias_ih"), stacked("bias_hh")), 1)
