@@ -1,10 +1,10 @@
 """What the generation engine does next: pure policy, without tensors, threads or time.
 
 Requests wait in one queue, by priority and then first come, first served, bounded in requests and in prompt tokens. In an iteration
-each prompt in a lane gets on by a budget of tokens, in the order they came, before all decoding rows advance by one token
-together: so a long prompt stalls neither other people's answers nor the short prompts behind it, and a burst of prompts is read
-several at a time. Chunks start at multiples of a fixed length: they depend on the request alone, and so do an answer's bits.
-Which chunks share a call changes none.
+prompts in lanes are read under a budget of tokens before all decoding rows advance by one token together: so a long prompt
+stalls no other people's answers. The oldest prompt always gets on; what is left of the budget goes to those with the least left
+to read, so that a burst's first tokens come early and short prompts pass long ones. Where chunks start depends on the request
+alone, and so do an answer's bits. Which chunks share a call changes none.
 """
 
 from bisect import insort
@@ -27,12 +27,19 @@ class GeneratorLimits:
     max_queue_tokens: int
     """Prompt tokens that may wait for a slot."""
     prefill_budget_tokens: int
-    """Tokens that each prompt in a lane gets on by between two steps of the decoding rows; a chunk at least. All prompts together
-    get on by that times the number of lanes at most."""
+    """Tokens that are read between two steps of the decoding rows for each prompt that has a lane or waits for one, with a slot
+    free for its answer; a chunk at least. Tokens behind LONG_CONTEXT count twice."""
 
 
 MOST_PADDING = 8
 """Tokens of padding that chunks may cost who share a call: computing them takes about as long as another call takes at least."""
+
+CHUNKS_TOGETHER = 2
+"""Chunks that a call needs to take no longer a token than with more."""
+
+LONG_CONTEXT = 512
+"""Tokens in a lane from which on a chunk has half the length: attention over them makes it take as long as a whole one before,
+and the answers beside it wait for each."""
 
 SHORT_PROMPT_CHUNKS = 4
 """A prompt of so many chunks at most need not wait behind long ones that have all lanes but one."""
@@ -53,6 +60,11 @@ class Chunk:
     @property
     def tokens(self) -> int:
         return self.end - self.start
+
+    @property
+    def cost(self) -> int:
+        """What it takes of the budget."""
+        return self.tokens if self.start < LONG_CONTEXT else 2 * self.tokens
 
     @property
     def wants_every_position(self) -> bool:
@@ -78,7 +90,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._waiting_tokens = 0
         self._prefilling: list[Sequence] = []  # in the order they came
-        self._spent: Counter[Sequence] = Counter()  # tokens of each prompt in this iteration
+        self._spent: Counter[Sequence] = Counter()  # budget that each prompt had in this iteration
 
     @property
     def waiting(self) -> int:
@@ -117,7 +129,7 @@ class Scheduler:
     def admit(self) -> Sequence | None:
         """Give the first waiting request that may have it a lane, if there is one and a slot for each of its samples."""
         sequence = next(filter(self._may_enter, self._waiting), None)
-        if sequence is None or self._slots.free < sequence.request.samples:
+        if sequence is None or self._slots.free < sequence.request.rows:
             return None
         self._waiting.remove(sequence)
         self._waiting_tokens -= len(sequence.request.prompt)
@@ -143,19 +155,30 @@ class Scheduler:
     def next_calls(self) -> list[list[Chunk]]:
         """Chunks to prefill next, those of an inner list in one call; none: this iteration has read what it may."""
         each = max(self._limits.prefill_budget_tokens, self._chunk_tokens)
+        budget = each * (len(self._spent.keys() | set(self._prefilling)) + min(self.waiting, self._slots.free))
         chunks: list[Chunk] = []
-        for sequence in self._prefilling:
+        for sequence in self._by_turn():
             chunk = self._next_chunk(sequence)
-            if self._spent and self._spent.total() + chunk.tokens > each * self._slots.lanes:
+            if self._spent and self._spent.total() + chunk.cost > budget:
                 break
-            if sequence not in self._spent or self._spent[sequence] + chunk.tokens <= each:
-                self._spent[sequence] += chunk.tokens
-                chunks.append(chunk)
+            self._spent[sequence] += chunk.cost
+            chunks.append(chunk)
+            if sum(c.tokens for c in chunks) >= CHUNKS_TOGETHER * self._chunk_tokens:
+                break
         return shared_calls(chunks, self._capacity)
+
+    def _by_turn(self) -> list[Sequence]:
+        """Prompts in lanes: the oldest until it has got on in this iteration, then by what is left of them to read."""
+        oldest = self._prefilling[:1]
+        return sorted(
+            self._prefilling,
+            key=lambda s: (s not in oldest or s in self._spent, len(s.request.prompt) - s.cached),
+        )
 
     def _next_chunk(self, sequence: Sequence) -> Chunk:
         start = sequence.cached
-        border = start - start % self._chunk_tokens + self._chunk_tokens
+        length = self._chunk_tokens if start < LONG_CONTEXT else max(1, self._chunk_tokens // 2)
+        border = start - start % length + length
         return Chunk(sequence, start, min(len(sequence.request.prompt), border))
 
     def prefilled(self, chunk: Chunk) -> None:
