@@ -50,6 +50,10 @@ class Matcher:
         bits = np.unpackbits(self._words.view(np.uint8), bitorder="little")
         return bits[: self._vocabulary_size].view(np.bool_)
 
+    def copy(self) -> "Matcher":
+        """At the same place, going on by itself."""
+        return Matcher(self._library.deep_copy(), self._vocabulary_size, self._field)
+
     def consume(self, token: int) -> None:
         """A token was chosen. Raises InvalidInput if the grammar has become too ambiguous to go on."""
         if not self._library.consume_token(token):  # the library's own words quote what was generated

@@ -59,11 +59,13 @@ class Row:
         return self.adjustment is not None or (self.options.temperature > 0 and not _lives_on_top_k(self.options))
 
 
-def graph_top_k(requests: Sequence[GenerationRequest]) -> int:
-    """How many candidates to ask of the graph: enough for who is sampled from them and for the alternatives reported."""
+def graph_top_k(requests: Sequence[GenerationRequest], end_tokens: int = 0) -> int:
+    """How many candidates to ask of the graph: enough for who is sampled from them, for beams and all end tokens that their
+    answers may have, and for the alternatives reported."""
     needed = 1
     for request in requests:
         own = request.sampling.top_k if _lives_on_top_k(request.sampling) else 0
+        own = request.beam_search.width + end_tokens if request.beam_search else own
         needed = max(needed, own, request.logprobs or 0, request.prompt_logprobs or 0)
     return next(size for size in TOP_K_SIZES if size >= needed)
 
@@ -131,7 +133,7 @@ def _sample_candidates(rows: Sequence[Row], values: Floats) -> list[int]:
 def _choose_from_logits(row: Row, logits: Floats, u: float) -> int:
     """The token chosen from one row of logits (V,): adjustments, temperature, top-k, top-p, min-p, typical, draw."""
     options = row.options
-    scores = logits if row.adjustment is None else _adjusted(row.adjustment, options.repetition_penalty, logits)
+    scores = logits if row.adjustment is None else adjusted(row.adjustment, options.repetition_penalty, logits)
     if options.temperature == 0:
         return int(scores.argmax())
     weights = np.exp((scores - scores.max()) / np.float32(options.temperature))  # (V,), the best is 1
@@ -141,8 +143,8 @@ def _choose_from_logits(row: Row, logits: Floats, u: float) -> int:
     return int(ids[_pick(np.cumsum(weights[ids], dtype=np.float64), u)])
 
 
-def _adjusted(adjustment: Adjustment, penalty: float, logits: Floats) -> Floats:
-    """A copy of logits (V,) with the adjustment made."""
+def adjusted(adjustment: Adjustment, penalty: float, logits: Floats) -> Floats:
+    """A copy of logits (V,) with the adjustment made and the repetition penalty."""
     scores = logits.copy()
     if adjustment.seen is not None:  # Keskar et al. 2019, CTRL, section 4.1
         seen = scores[adjustment.seen]

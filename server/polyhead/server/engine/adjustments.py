@@ -10,13 +10,15 @@ from polyhead.server.sampling import Adjustment, Ids
 class Adjustments:
     """Of one sequence. Gives None while nothing is to be adjusted, so that plain requests never read a row of logits."""
 
-    def __init__(self, sequence: Sequence, end_tokens: frozenset[int]) -> None:
+    def __init__(self, sequence: Sequence, end_tokens: frozenset[int], continues_prompt: bool = True) -> None:
+        """`continues_prompt`: the prompt's tokens count as said."""
         request = sequence.request
         self._tokens = sequence.tokens
         self._sampling = request.sampling
         self._stopping = request.stopping
         self._end_tokens = end_tokens
-        self._seen = set(request.prompt) if request.sampling.repetition_penalty != 1.0 else None
+        said = request.prompt if continues_prompt else ()
+        self._seen = set(said) if request.sampling.repetition_penalty != 1.0 else None
         self._counts: dict[int, int] = {}
         self._bias = dict(request.sampling.logit_bias)
         sampling = request.sampling

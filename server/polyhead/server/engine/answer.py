@@ -20,7 +20,8 @@ class Answer:
         self._on_cancel = on_cancel
         self._arrived: deque[Piece | BaseException] = deque()
         self._changed = asyncio.Event()
-        self._unfinished = samples
+        self._samples = samples
+        self._finished = 0
         self._over = False
 
     def cancel(self) -> None:
@@ -55,8 +56,8 @@ class Answer:
         while self._arrived and isinstance(more := self._arrived[0], Piece) and more.sample_index == item.sample_index:
             pieces.append(more)
             self._arrived.popleft()
-        self._unfinished -= pieces[-1].finish_reason is not None
-        self._over = self._unfinished == 0
+        self._finished += pieces[-1].finish_reason is not None
+        self._over = self._finished == (pieces[-1].answers or self._samples)
         return item if len(pieces) == 1 else _merge(pieces)
 
 

@@ -22,6 +22,7 @@ from polyhead.server.engine.slots import Slots
 from polyhead.server.engine.stepper import Pieces, Stepper
 from polyhead.server.errors import Unavailable
 from polyhead.server.runtime.decoder import Decoder
+from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.server.tokenizer import Tokenizer
 
 log = structlog.get_logger(__name__)
@@ -32,7 +33,7 @@ class Generator:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Decoder | Seq2SeqDecoder,
         tokenizer: Tokenizer,
         limits: GeneratorLimits,
         observer: EngineObserver,
@@ -41,6 +42,10 @@ class Generator:
         """The engine owns the decoder from here on and closes it."""
         self.capacity = decoder.capacity
         self.slots = decoder.slots
+        self.longest_prompt = decoder.longest_prompt
+        self.room = decoder.room
+        self.continues_prompt = decoder.continues_prompt
+        self.has_alignment = decoder.has_alignment
         self._observer = observer
         self._clock = clock
         self._slots = Slots(decoder.slots, decoder.lanes, decoder.memory)
@@ -70,10 +75,13 @@ class Generator:
 
         Raises ValueError for what the service must have refused: an empty prompt, or one that with `max_tokens` passes the capacity.
         """
-        longest = len(request.prompt) + request.stopping.max_tokens
-        if not request.prompt or longest > self.capacity or not 0 < request.samples <= self.slots:
-            given = f"{len(request.prompt)} prompt tokens, {longest} with the answer, {request.samples} samples"
+        prompt, answer_tokens = len(request.prompt), request.stopping.max_tokens
+        fits = 0 < prompt <= self.longest_prompt and answer_tokens <= self.room(prompt)
+        if not fits or not 0 < request.samples <= request.rows <= self.slots:
+            given = f"{prompt} prompt tokens, {answer_tokens} of the answer, {request.samples} samples in {request.rows} rows"
             raise ValueError(f"{given}; there are {self.slots} slots of {self.capacity} tokens")
+        if not self.continues_prompt and (request.prompt_lookup or request.prompt_logprobs is not None):
+            raise ValueError("a source has no log-probabilities, and no guesses come from it")
         sequence = sequences_of(request, self._clock())
         answer = Answer(lambda: self._cancel(sequence), lambda: sequence.times_so_far(self._clock()), request.samples)
         with self._wake:
@@ -232,7 +240,7 @@ class Generator:
     def _hand_out(self, pieces: Pieces) -> None:
         over: list[tuple[Sequence, Exception | None]] = []
         for sequence, piece in pieces:
-            if isinstance(piece, Exception):
+            if piece is None or isinstance(piece, Exception):
                 over.append((sequence, piece))
                 continue
             self._deliveries.append((self._answers[sequence], piece))

@@ -1,5 +1,6 @@
 """What a sequence's newly chosen token means for its answer: text, log-probabilities, and whether it ends."""
 
+from collections.abc import Sequence as Tokens
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 
@@ -18,13 +19,14 @@ from polyhead.server.tokenizer import Tokenizer
 class Progress:
     """Turns one sequence's tokens into pieces. Owned by the engine's thread."""
 
-    def __init__(self, sequence: Sequence, tokenizer: Tokenizer) -> None:
+    def __init__(self, sequence: Sequence, tokenizer: Tokenizer, continues_prompt: bool) -> None:
+        """`continues_prompt`: the answer goes on from the prompt, instead of being about it."""
         request = sequence.request
         self.sequence = sequence
         self._tokenizer = tokenizer
         self._text = TextStream(tokenizer)
         self._stops = StopStrings(request.stopping.stop)
-        self._adjustments = Adjustments(sequence, tokenizer.eos_token_ids)
+        self._adjustments = Adjustments(sequence, tokenizer.eos_token_ids, continues_prompt)
         self._matcher = request.grammar.matcher() if request.grammar else None
         self._mask: Future[NDArray[np.bool_]] | None = None
         self._lookup = PromptLookup(request.prompt) if request.prompt_lookup else None
@@ -32,6 +34,7 @@ class Progress:
         self._right = 0  # of these
         self._drafted = self._accepted = 0
         self._prompt_logprobs: list[TokenLogprob] = []
+        self._alignment: list[NDArray[np.float32]] = []
 
     def prepare(self, executor: Executor) -> None:
         """Before a step: begin to compute what the grammar allows after it, while the model runs."""
@@ -46,11 +49,31 @@ class Progress:
             adjustment = self._adjustments.within(allowed)
         return Row(sequence.request.sampling, sequence.position, sequence.sample_index, adjustment)
 
-    def advance(self, token: int, logprob: TokenLogprob | None) -> Piece:
-        """Append a token; the piece says whether the answer ends with it."""
+    def append(self, token: int) -> None:
+        """A token was chosen: the sequence, penalties, grammar and guesses go on to the next."""
+        self.sequence.tokens.append(token)
+        self._adjustments.append(token)
+        self._mask = None
+        if self._right < len(self._guesses) and self._guesses[self._right] == token:
+            self._right += 1
+            self._accepted += 1
+        if self._matcher is not None:
+            self._matcher.consume(token)
+        if self._lookup is not None:
+            self._lookup.append(token)
+
+    def become(self, other: "Progress") -> None:
+        """Go on from where another row of the same request is."""
+        self.sequence.tokens[:] = other.sequence.tokens
+        self._matcher = other._matcher and other._matcher.copy()
+        self._mask = None
+
+    def advance(self, token: int, logprob: TokenLogprob | None, weights: "NDArray[np.float32] | None" = None) -> Piece:
+        """Append a token with what it attended to; the piece says whether the answer ends with it."""
         sequence, stopping = self.sequence, self.sequence.request.stopping
-        sequence.tokens.append(token)
-        self._follow(token)
+        self.append(token)
+        if weights is not None:
+            self._alignment.append(weights)
         if token in self._tokenizer.eos_token_ids and not stopping.ignore_eos:
             text, reason = self._flush("")
             reason = reason or FinishReason.EOS
@@ -61,8 +84,18 @@ class Progress:
                 reason = reason or FinishReason.LENGTH
         piece = Piece(text, (token,), () if logprob is None else (logprob,), reason, sample_index=sequence.sample_index)
         if len(sequence.tokens) == 1 and self._prompt_logprobs:
-            piece = replace(piece, prompt_logprobs=tuple(self._prompt_logprobs))
-        return replace(piece, times=sequence.times(), counts=self._counts()) if reason else piece
+            piece = replace(piece, prompt_logprobs=self.prompt_logprobs)
+        if reason:
+            return replace(piece, times=sequence.times(), counts=self._counts(), alignment=tuple(self._alignment))
+        return piece
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """What `add_prompt_logprobs` has added."""
+        return tuple(self._prompt_logprobs)
+
+    def text_of(self, tokens: Tokens[int]) -> str:
+        return self._tokenizer.decode(tokens)
 
     def draft(self, room: int) -> list[int]:
         """Guesses of the next tokens, at most `room`; empty for who did not ask for them."""
@@ -82,6 +115,12 @@ class Progress:
         wanted = self.sequence.request.logprobs
         return None if wanted is None else self._token_logprob(token, logit, out, row, wanted)
 
+    def alignment(self, out: StepOutput, row: int) -> NDArray[np.float32] | None:
+        """What a step's next token attended to, one number for each token of the source; None if nobody asks."""
+        if not self.sequence.request.return_alignment or out.alignment is None:
+            return None
+        return out.alignment[row, : len(self.sequence.request.prompt)].copy()
+
     def add_prompt_logprobs(self, tokens: tuple[int, ...], out: StepOutput) -> None:
         """Of the prompt's next tokens: row i of the output belongs to the position before tokens[i]."""
         wanted = self.sequence.request.prompt_logprobs or 0
@@ -94,17 +133,6 @@ class Progress:
         top = zip(out.topk_ids[row, :wanted].tolist(), out.topk_values[row, :wanted].tolist(), strict=True)
         alternatives = tuple(TokenLogprob(i, self._tokenizer.token(i), v - normalizer) for i, v in top)
         return TokenLogprob(token, self._tokenizer.token(token), logit - normalizer, alternatives)
-
-    def _follow(self, token: int) -> None:
-        self._adjustments.append(token)
-        self._mask = None
-        if self._right < len(self._guesses) and self._guesses[self._right] == token:
-            self._right += 1
-            self._accepted += 1
-        if self._matcher is not None:
-            self._matcher.consume(token)
-        if self._lookup is not None:
-            self._lookup.append(token)
 
     def _counts(self) -> Counts:
         sequence = self.sequence

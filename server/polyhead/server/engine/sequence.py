@@ -5,6 +5,9 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # arrays stay out of what the scheduler sees
+    import numpy as np
+    from numpy.typing import NDArray
+
     from polyhead.server.constraints import Grammar
 
 
@@ -46,8 +49,19 @@ class Stopping:
 
 
 @dataclass(frozen=True, slots=True)
+class BeamOptions:
+    """Search instead of choosing token by token; as in `polyhead.v1.BeamSearch`, every value decided."""
+
+    width: int
+    """At most the number of slots."""
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A prompt as token ids (at least one; prompt plus max_tokens within the slot's capacity) and what to do with it."""
+    """A prompt as token ids (at least one; prompt plus max_tokens within the slot's capacity) and what to do with it. For a
+    sequence-to-sequence model the prompt is the source."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
@@ -64,6 +78,15 @@ class GenerationRequest:
     """Guess next tokens from what stands in prompt and answer (speculative decoding)."""
     priority: int = 0
     """Higher waits less; equals are served in the order they came."""
+    beam_search: BeamOptions | None = None
+    """`samples` of the answers it finds are told, at most its width; its choices are not sampled."""
+    return_alignment: bool = False
+    """Tell what each token of the answer attended to; only models with a source can."""
+
+    @property
+    def rows(self) -> int:
+        """Slots that it decodes in."""
+        return self.beam_search.width if self.beam_search else self.samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +137,12 @@ class Piece:
     sample_index: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """In the first piece, if asked for: of the prompt's second token and those after it."""
+    score: float | None = None
+    """In the last piece of an answer that beam search found."""
+    answers: int | None = None
+    """In the same: how many it found, if fewer than asked for."""
+    alignment: "tuple[NDArray[np.float32], ...]" = ()
+    """In the last piece, if asked for: of each token of the answer, how much it attended to each token of the source."""
 
 
 @dataclass(slots=True, eq=False)
@@ -164,6 +193,6 @@ class Sequence:
 
 
 def sequences_of(request: GenerationRequest, arrived: float) -> Sequence:
-    """The request's first sample, with its siblings."""
-    siblings = tuple(Sequence(request, arrived, index) for index in range(1, request.samples))
+    """The request's first sample or beam, with its siblings."""
+    siblings = tuple(Sequence(request, arrived, index) for index in range(1, request.rows))
     return Sequence(request, arrived, siblings=siblings)

@@ -30,7 +30,7 @@ class Slots:
     @property
     def used(self) -> int:
         """Slots of rows that decode, and those that the samples of prompts in lanes will need."""
-        return len(self.decoding) + sum(s.request.samples for s in self._lanes if s)
+        return len(self.decoding) + sum(s.request.rows for s in self._lanes if s)
 
     @property
     def free(self) -> int:

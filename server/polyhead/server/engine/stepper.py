@@ -3,20 +3,24 @@
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import isfinite
 
 import numpy as np
 
+from polyhead.server.engine.beams import BeamSearch, piece_of
 from polyhead.server.engine.observer import EngineObserver
 from polyhead.server.engine.progress import Progress
 from polyhead.server.engine.scheduler import Chunk
 from polyhead.server.engine.sequence import Piece, Sequence
 from polyhead.server.runtime.decoder import Decoder, StepOutput
+from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.server.sampling import Row, choose, graph_top_k
 from polyhead.server.tokenizer import Tokenizer
 
-Pieces = list[tuple[Sequence, Piece | Exception]]
-"""What a step gave each sequence; an exception if its own choice could not be made."""
+Pieces = list[tuple[Sequence, Piece | Exception | None]]
+"""What a step gave each sequence; an exception if its own choice could not be made, None if it is over without an answer: a beam
+that was not among the best."""
 
 MOST_SPECULATING_ROWS = 2
 """With more rows a step costs little more for each, and guesses, which take calls of their own, no longer pay."""
@@ -27,7 +31,7 @@ class Stepper:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Decoder | Seq2SeqDecoder,
         tokenizer: Tokenizer,
         observer: EngineObserver,
         clock: Callable[[], float] = time.perf_counter,
@@ -37,6 +41,7 @@ class Stepper:
         self._observer = observer
         self._clock = clock
         self._progress: dict[Sequence, Progress] = {}
+        self._searches: dict[Sequence, BeamSearch] = {}  # by the first of its rows
         self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
 
     def begin(self, sequence: Sequence) -> None:
@@ -45,10 +50,14 @@ class Stepper:
         for sample in (sequence, *sequence.siblings):
             sample.started = now
             sample.cached_prompt = sequence.cached_prompt
-            self._progress[sample] = Progress(sample, self._tokenizer)
+            self._progress[sample] = Progress(sample, self._tokenizer, self._decoder.continues_prompt)
+        if sequence.request.beam_search:
+            rows = [self._progress[row] for row in (sequence, *sequence.siblings)]
+            self._searches[sequence] = BeamSearch(rows, self._tokenizer.eos_token_ids, self._decoder.memory.move)
 
     def forget(self, sequence: Sequence) -> None:
         self._progress.pop(sequence, None)
+        self._searches.pop(sequence, None)
 
     def close(self) -> None:
         self._masks.shutdown()
@@ -108,6 +117,7 @@ class Stepper:
         past = sequence.cached
         began = self._clock()
         top_k = self._top_k([sequence])
+        assert isinstance(self._decoder, Decoder), "only a prompt that is continued has guesses"
         out = self._decoder.extend(sequence.slot, tokens, past, top_k)
         self._ran(began, rows=1, tokens=len(tokens), padding=0)
         pieces: Pieces = []
@@ -115,7 +125,7 @@ class Stepper:
             sequence.cached = past + i + 1
             pieces += self._choose([sequence], out, [i])
             piece = pieces[-1][1]
-            over = isinstance(piece, Exception) or piece.finish_reason
+            over = not isinstance(piece, Piece) or piece.finish_reason
             if over or i == len(draft) or sequence.tokens[-1] != draft[i]:
                 break
         progress.verified()
@@ -137,13 +147,41 @@ class Stepper:
         return out
 
     def _top_k(self, rows: Iterable[Sequence]) -> int:
-        return min(graph_top_k([s.request for s in rows]), self._decoder.vocabulary_size)
+        needed = graph_top_k([s.request for s in rows], len(self._tokenizer.eos_token_ids))
+        return min(needed, self._decoder.vocabulary_size)
 
     def _choose(self, rows: list[Sequence], out: StepOutput, at: Iterable[int]) -> Pieces:
         """Make each row's choice from the output's row `at` that belongs to it; a row that fails leaves the others alone."""
+        places = dict(zip(rows, at, strict=True))
+        searching = [sequence for sequence in rows if sequence in self._searches]
+        pieces = [piece for first in searching for piece in self._search(first, out, places)]
+        plain = {s: place for s, place in places.items() if s.request.beam_search is None} if searching else places
+        return pieces + self._sample(plain, out)
+
+    def _search(self, first: Sequence, out: StepOutput, places: dict[Sequence, int]) -> Pieces:
+        """Extend the beams of a request by a token each; its answers, if these are all."""
+        rows = [first, *first.siblings]
+        try:
+            answers = self._searches[first].advance(out, {self._progress[row]: places[row] for row in rows})
+            if answers is None:
+                return []
+            now = self._clock()
+            for row in rows:  # nothing was told before
+                row.first_token = row.last_token = now
+            self._observer.first_token(now - first.arrived)
+            pieces = [
+                replace(piece_of(answer, rank, self._progress[first]), answers=len(answers))
+                for rank, answer in enumerate(answers)
+            ]
+        except Exception as error:
+            return [(first, error)]
+        return [(row, pieces[i] if i < len(pieces) else None) for i, row in enumerate(rows)]
+
+    def _sample(self, places: dict[Sequence, int], out: StepOutput) -> Pieces:
+        """The choices of rows that go on token by token."""
         pieces: Pieces = []
         choices: list[tuple[Progress, int, Row]] = []
-        for sequence, place in zip(rows, at, strict=True):
+        for sequence, place in places.items():
             progress = self._progress[sequence]
             try:
                 if not isfinite(out.logsumexp[place]):
@@ -160,8 +198,8 @@ class Stepper:
         for i, (progress, _, _) in enumerate(choices):
             self._observe(progress.sequence, now)
             try:
-                piece = progress.advance(tokens[i], progress.logprob(tokens[i], logits[i], out, i))
-                pieces.append((progress.sequence, piece))
+                entry, weights = progress.logprob(tokens[i], logits[i], out, i), progress.alignment(out, i)
+                pieces.append((progress.sequence, progress.advance(tokens[i], entry, weights)))
             except Exception as error:
                 pieces.append((progress.sequence, error))
         return pieces

@@ -42,10 +42,13 @@ class StepOutput:
     """(N,)."""
     logits: NDArray[np.float32]
     """(N, V)."""
+    alignment: NDArray[np.float32] | None = None
+    """(N, source), of models that attend to one: how much the token that is chosen next has to do with each of its tokens."""
 
     def rows(self, at: list[int]) -> "StepOutput":
         """A copy of some positions, in that order."""
-        return StepOutput(self.topk_values[at], self.topk_ids[at], self.logsumexp[at], self.logits[at])
+        alignment = None if self.alignment is None else self.alignment[at]
+        return StepOutput(self.topk_values[at], self.topk_ids[at], self.logsumexp[at], self.logits[at], alignment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class _Binding:
 
 class Decoder:
     """Runs the graph `decoder` of a bundle over its cache. One thread at a time."""
+
+    continues_prompt = True
+    has_alignment = False
 
     def __init__(
         self, graph: Path, manifest: bundle_pb2.Bundle, *, slots: int, capacity: int, prefix_slots: int = 0
@@ -76,6 +82,15 @@ class Decoder:
         self._unused = CacheMemory(manifest.cache, slots=1, lanes=1, capacity=1)
         self._decoding: dict[tuple[int, int, int], _Binding] = {}
         self._logits = np.empty((slots, self.vocabulary_size), np.float32)
+
+    @property
+    def longest_prompt(self) -> int:
+        """In tokens."""
+        return self.capacity - 1
+
+    def room(self, prompt_tokens: int) -> int:
+        """Tokens that an answer to such a prompt can have."""
+        return self.capacity - prompt_tokens
 
     @property
     def signature(self) -> tuple[list[TensorInfo], list[TensorInfo]]:

@@ -1,6 +1,5 @@
 """The policy of the generation engine over slots of a memory that only remembers what was moved where."""
 
-from collections import Counter
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -191,7 +190,7 @@ def test_a_short_prompt_need_not_wait_until_long_ones_are_read() -> None:
 
 
 def test_an_urgent_prompt_takes_the_last_lane_however_long() -> None:
-    policy, pool, _ = scheduler(slots=8, prefill_budget_tokens=CHUNK)
+    policy, _, _ = scheduler(slots=8, prefill_budget_tokens=CHUNK)
     for _ in range(2 * LANES):
         policy.add(sequence(CAPACITY), 1.0)
     prefill_iteration(policy)
