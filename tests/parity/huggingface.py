@@ -128,6 +128,22 @@ def write_classifier(folder: Path, name: str, **fields: Any) -> Any:
     return write_checkpoint(folder, "AutoModelForSequenceClassification", kind, {**given, **labels, **fields})
 
 
+def write_token_classifier(folder: Path, name: str, **fields: Any) -> Any:
+    """With a tokenizer that puts tokens around a text."""
+    kind, given = ENCODERS[name]
+    labels = {"id2label": LABELS, "label2id": {label: index for index, label in LABELS.items()}}
+    model = write_checkpoint(folder, "AutoModelForTokenClassification", kind, {**given, **labels, **fields})
+    add_separators(folder)
+    return model
+
+
+def write_cross_encoder(folder: Path, name: str, **fields: Any) -> Any:
+    """One label, and a tokenizer that puts tokens around and between two texts."""
+    model = write_classifier(folder, name, **{"id2label": {0: "score"}, "label2id": {"score": 0}, **fields})
+    add_separators(folder)
+    return model
+
+
 def write_embedder(folder: Path, name: str, **fields: Any) -> Any:
     kind, given = ENCODERS[name]
     return write_checkpoint(folder, "AutoModel", kind, {**given, **fields})
@@ -160,6 +176,13 @@ def tokenizer() -> tokenizers.Tokenizer:
     )
     library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return library
+
+
+def add_separators(folder: Path) -> None:
+    """`<s> first </s>` and `<s> first </s> second </s>`, the second text and its end with type 1."""
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.post_processor = tokenizers.processors.BertProcessing(("</s>", 2), ("<s>", 1))
+    library.save(str(folder / "tokenizer.json"))
 
 
 def edit_json(path: Path, **fields: Any) -> None:

@@ -100,14 +100,18 @@ class ExportableEncoder(nn.Module, ABC):
     pooling: Pooling | None = "mean"
     normalized = False
     """Whether embeddings have length 1."""
+    labels_tokens = False
+    """Whether probabilities are those of each token."""
+    takes_token_types = False
+    """Whether it tells the two texts of a pair apart by `token_type_ids`, so that its graph has that input."""
 
     @abstractmethod
-    def encode(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, S) right-padded, (B,) int32 -> (B, outputs). Traced."""
+    def encode(self, input_ids: Tensor, lengths: Tensor, token_types: Tensor | None) -> Tensor:
+        """(B, S) right-padded, (B,) int32, perhaps (B, S) -> (B, outputs), or (B, S, outputs) if it labels tokens. Traced."""
 
     @abstractmethod
-    def reference(self, ids: NDArray[np.int64]) -> Floats:
-        """torch's probabilities or embedding (outputs,) of one row without padding."""
+    def reference(self, ids: NDArray[np.int64], token_types: NDArray[np.int64] | None = None) -> Floats:
+        """torch's probabilities or embedding (outputs,) of one row (S,) without padding; (S, outputs) if it labels tokens."""
 
     def tracing(self) -> AbstractContextManager[None]:
         """Held while the graph is traced."""

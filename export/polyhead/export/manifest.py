@@ -86,6 +86,7 @@ def _add_encoder(manifest: bundle_pb2.Bundle, model: ExportableEncoder, labels: 
     if len(labels) != model.sizes.outputs:
         raise ExportError(f"labels: there must be one for each of the {model.sizes.outputs} classes, got {len(labels)}")
     manifest.labels.extend(labels)
+    manifest.labels_tokens = model.labels_tokens
 
 
 def graph_entry(name: str, graph: ir.Model) -> bundle_pb2.Graph:

@@ -84,14 +84,14 @@ class OwnEncoder(ExportableEncoder):
         self.output = "embeddings" if isinstance(model, Embedder) else "probabilities"
         self.normalized = isinstance(model, Embedder)
 
-    def encode(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+    def encode(self, input_ids: Tensor, lengths: Tensor, token_types: Tensor | None) -> Tensor:
         def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
             return padded_attention(query, key, value, lengths, self.model.config.heads)
 
         return self._head(self.model(input_ids, lengths, attend))
 
     @torch.inference_mode()
-    def reference(self, ids: NDArray[np.int64]) -> Floats:
+    def reference(self, ids: NDArray[np.int64], token_types: NDArray[np.int64] | None = None) -> Floats:
         output = self._head(self.model(torch.from_numpy(ids)[None], torch.tensor([len(ids)])))[0]
         array: Floats = output.numpy()
         return array

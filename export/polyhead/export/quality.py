@@ -14,6 +14,7 @@ from polyhead.export.errors import ExportError
 from polyhead.export.exportable import ExportableDecoder, ExportableEncoder, Floats
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.runtime.encoder import Encoder
+from polyhead.server.tokenizer import takes_pairs
 
 AGREEMENTS = ("agreement_with_fp32", "cosine_to_fp32", "rank_agreement_with_fp32")
 WINDOW = 256
@@ -89,19 +90,22 @@ def _losses(decoder: Decoder, window: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def encoder_quality(source: ExportableEncoder, encoder: Encoder, tokenizer_json: str, text: str) -> dict[str, float]:
-    """On the lines of a text: `agreement_with_fp32`, the share that gets the label that torch gives it, or `cosine_to_fp32`,
-    the mean cosine between embeddings, with `rank_agreement_with_fp32`. Raises ExportError if no line has text."""
+    """On the lines of a text, which may be pairs with a tab between: `agreement_with_fp32`, the share of lines (or tokens) that
+    get the label that torch gives them; `cosine_to_fp32`, the mean cosine between embeddings; `rank_agreement_with_fp32` of
+    their cosines, or of the scores of a model with one label. Raises ExportError if no line has text."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ExportError("the text for evaluation (--eval-data) must have a line that is not empty")
     tokenizer = _tokenizer(tokenizer_json)
     tokenizer.enable_truncation(source.sizes.max_tokens)
     spread = np.linspace(0, len(lines) - 1, min(len(lines), EVALUATED_INPUTS)).astype(int)
-    inputs = [np.array(found.ids) for found in tokenizer.encode_batch([lines[i] for i in spread]) if found.ids]
-    ours = np.stack([source.reference(ids) for ids in inputs])
-    theirs = np.stack([_graph_output(encoder, ids) for ids in inputs])
+    pairs = source.output == "probabilities" and not source.labels_tokens and takes_pairs(tokenizer)
+    encoded = tokenizer.encode_batch([_text_or_pair(lines[i], pairs) for i in spread])
+    inputs = [(np.array(found.ids), np.array(found.type_ids)) for found in encoded if found.ids]
+    ours = np.concatenate([np.atleast_2d(source.reference(*row)) for row in inputs])
+    theirs = np.concatenate([np.atleast_2d(_graph_output(encoder, *row)) for row in inputs])
     if source.output == "probabilities":
-        return {"agreement_with_fp32": float(np.mean(ours.argmax(-1) == theirs.argmax(-1)))}
+        return _label_agreement(ours, theirs)
     ours, theirs = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (ours, theirs))
     quality = {"cosine_to_fp32": float(np.mean(np.sum(ours * theirs, axis=-1)))}
     if len(inputs) > 2:
@@ -112,8 +116,26 @@ def encoder_quality(source: ExportableEncoder, encoder: Encoder, tokenizer_json:
 def rank_agreement(ours: Floats, theirs: Floats) -> float:
     """Spearman's correlation between the cosines of all pairs of rows (N, C) and those of the other's."""
     pairs = np.triu_indices(len(ours), 1)
-    first, second = ((x @ x.T)[pairs].argsort().argsort() for x in (ours, theirs))
-    return float(np.corrcoef(first, second)[0, 1])
+    return _spearman(*((x @ x.T)[pairs] for x in (ours, theirs)))
+
+
+def _label_agreement(ours: Floats, theirs: Floats) -> dict[str, float]:
+    """Of rows (N, labels)."""
+    if ours.shape[-1] > 1:
+        return {"agreement_with_fp32": float(np.mean(ours.argmax(-1) == theirs.argmax(-1)))}
+    if len(ours) < 3:
+        raise ExportError(f"the text for evaluation (--eval-data) must have at least 3 lines to rank, has {len(ours)}")
+    return {"rank_agreement_with_fp32": _spearman(ours[:, 0], theirs[:, 0])}
+
+
+def _spearman(ours: Floats, theirs: Floats) -> float:
+    """Correlation of ranks; 1 for the same order."""
+    return float(np.corrcoef(ours.argsort().argsort(), theirs.argsort().argsort())[0, 1])
+
+
+def _text_or_pair(line: str, pairs: bool) -> str | tuple[str, str]:
+    first, tab, second = line.partition("\t")
+    return (first, second) if pairs and tab else line
 
 
 def loss_of(quality: Mapping[str, float]) -> float:
@@ -125,13 +147,13 @@ def loss_of(quality: Mapping[str, float]) -> float:
     return max(losses)
 
 
-def _graph_output(encoder: Encoder, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Of one input, padded as the server pads it."""
+def _graph_output(encoder: Encoder, ids: NDArray[np.int64], token_types: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Of one input, padded as the server pads it; without what stands at padding."""
     padded = next(length for length in encoder.padded_lengths if length >= len(ids))
-    row = np.full((1, padded), encoder.pad_token_id)
-    row[0, : len(ids)] = ids
-    output: NDArray[np.float32] = encoder.run(row, np.array([len(ids)], np.int32))[0]
-    return output
+    row, types = np.full((1, padded), encoder.pad_token_id), np.zeros((1, padded), np.int64)
+    row[0, : len(ids)], types[0, : len(ids)] = ids, token_types
+    output: Floats = encoder.run(row, np.array([len(ids)], np.int32), types)[0]
+    return output if output.ndim == 1 else output[: len(ids)]
 
 
 def _tokenizer(text: str) -> tokenizers.Tokenizer:

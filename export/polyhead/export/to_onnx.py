@@ -107,17 +107,22 @@ class EncoderGraph(nn.Module):
         super().__init__()
         self.source = source
 
-    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        return self.source.encode(input_ids, lengths)
+    def forward(self, input_ids: Tensor, lengths: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        return self.source.encode(input_ids, lengths, token_type_ids)
 
 
 def export_encoder(source: ExportableEncoder) -> ir.Model:
     """The graph of `encoder.onnx`."""
     rows, length = 3, 4
-    example = (torch.zeros(rows, length, dtype=torch.int64), torch.full((rows,), length, dtype=torch.int32))
-    dynamic = ({0: _BATCH, 1: _SEQUENCE}, {0: _BATCH})
+    tokens, inputs = {0: _BATCH, 1: _SEQUENCE}, ["input_ids", "lengths"]
+    example: list[Any] = [torch.zeros(rows, length, dtype=torch.int64), torch.full((rows,), length, dtype=torch.int32)]
+    dynamic: list[Any] = [tokens, {0: _BATCH}]
+    if source.takes_token_types:
+        inputs.append("token_type_ids")
+        example.append(torch.zeros(rows, length, dtype=torch.int64))
+        dynamic.append(tokens)
     with source.tracing():
-        return _export(EncoderGraph(source), example, dynamic, ["input_ids", "lengths"], [source.output])
+        return _export(EncoderGraph(source), tuple(example), tuple(dynamic), inputs, [source.output])
 
 
 def _export(

@@ -5,7 +5,7 @@ greedy tokens; probabilities and embeddings over padded batches. And every row i
 same bits is what a bundle may promise as `traffic_independent`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -207,14 +207,17 @@ class EncoderRun:
 
     rows: list[NDArray[np.int64]]
     """Without padding."""
-    together: Floats
-    alone: Floats
+    token_types: list[NDArray[np.int64]]
+    """Of each row, 0 before some token and 1 from it on."""
+    together: list[Floats]
+    """What came out for each row, without what stands at padding."""
+    alone: list[Floats]
     shape: str
     """For people."""
 
     @property
     def independent(self) -> bool:
-        return np.array_equal(self.alone, self.together)
+        return all(np.array_equal(a, b) for a, b in zip(self.alone, self.together, strict=True))
 
 
 def run_encoder(encoder: Encoder, vocabulary_size: int) -> Iterator[EncoderRun]:
@@ -226,10 +229,20 @@ def run_encoder(encoder: Encoder, vocabulary_size: int) -> Iterator[EncoderRun]:
         lengths = np.array([shortest, padded, *random.integers(shortest, padded + 1, 5)], np.int32)
         ids = random.integers(0, vocabulary_size, (len(lengths), padded))
         ids[np.arange(padded) >= lengths[:, None]] = encoder.pad_token_id
-        together = encoder.run(ids, lengths)
-        alone = np.stack([encoder.run(ids[i : i + 1], lengths[i : i + 1])[0] for i in range(len(lengths))])
-        rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-        yield EncoderRun(rows, together, alone, f"{len(lengths)} rows padded to {padded} tokens")
+        types = (np.arange(padded) >= random.integers(0, padded + 1, (len(lengths), 1))).astype(np.int64)
+        together = encoder.run(ids, lengths, types)
+        alone = [encoder.run(ids[i : i + 1], lengths[i : i + 1], types[i : i + 1])[0] for i in range(len(lengths))]
+        yield EncoderRun(
+            _unpadded(ids, lengths),
+            _unpadded(types, lengths),
+            _unpadded(together, lengths) if together.ndim == 3 else list(together),
+            _unpadded(alone, lengths) if together.ndim == 3 else alone,
+            f"{len(lengths)} rows padded to {padded} tokens",
+        )
+
+
+def _unpadded(rows: Iterable[NDArray[Any]], lengths: NDArray[np.int32]) -> list[NDArray[Any]]:
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
 def verify_encoder(source: ExportableEncoder, encoder: Encoder, tolerance: float) -> Verification:
@@ -237,9 +250,16 @@ def verify_encoder(source: ExportableEncoder, encoder: Encoder, tolerance: float
     checks: list[ParityCheck] = []
     independent = True
     for run in run_encoder(encoder, source.sizes.vocabulary_size):
-        expected = [source.reference(row) for row in run.rows]
-        difference = Difference(source.output, worst_error(zip(expected, run.together, strict=True)), tolerance)
+        expected = [source.reference(*row) for row in zip(run.rows, run.token_types, strict=True)]
+        vectors = zip(_vectors(expected), _vectors(run.together), strict=True)
+        difference = Difference(source.output, worst_error(vectors), tolerance)
         require_parity([difference], run.shape)
         checks.append(difference.check(run.shape))
         independent &= run.independent
     return Verification(tuple(checks), independent)
+
+
+def _vectors(rows: Sequence[Floats]) -> Iterator[Floats]:
+    """Each row (C,), or each of its tokens where it is (S, C)."""
+    for row in rows:
+        yield from np.atleast_2d(row)

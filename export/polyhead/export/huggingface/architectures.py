@@ -38,6 +38,7 @@ TASK_OF_HEAD: dict[str, Task] = {
     "ForCausalLM": "generate",
     "LMHeadModel": "generate",
     "ForSequenceClassification": "classify",
+    "ForTokenClassification": "classify",
     "Model": "embed",
 }
 """By the ending of the class in config.json's `architectures`."""

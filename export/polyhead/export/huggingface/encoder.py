@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from polyhead.export.attention import padded_attention
 from polyhead.export.exportable import EncoderSizes, ExportableEncoder, Floats
 from polyhead.export.huggingface.attention import attention_of, merge_heads, split_heads
-from polyhead.export.huggingface.sentences import SentenceHead
+from polyhead.export.huggingface.sentences import SentenceHead, activation
 from polyhead.export.huggingface.substitutes import substitutes
 
 FAR = -1e30
@@ -30,27 +30,32 @@ class HuggingFaceEncoder(ExportableEncoder):
         self.model = model
         self.max_tokens = max_tokens
 
-    def run(self, input_ids: Tensor, lengths: Tensor) -> Any:
+    def run(self, input_ids: Tensor, lengths: Tensor, token_types: Tensor | None) -> Any:
         """transformers' output for right-padded rows. Traced."""
         mask = torch.arange(input_ids.shape[1]) < lengths[:, None]  # (B, S)
+        inputs = {"input_ids": input_ids, "attention_mask": mask.long(), **self.types(token_types)}
         if not getattr(self.model, "_supports_attention_backend", False):
-            return self.model(input_ids=input_ids, attention_mask=mask.long())
+            return self.model(**inputs)
         with attention_of(self.model, over_rows(lengths)):
-            return self.model(input_ids=input_ids, attention_mask=mask.long())
+            return self.model(**inputs)
+
+    def types(self, token_types: Tensor | None) -> dict[str, Tensor]:
+        return {"token_type_ids": token_types} if self.takes_token_types and token_types is not None else {}
 
     @torch.inference_mode()
-    def reference(self, ids: NDArray[np.int64]) -> Floats:
+    def reference(self, ids: NDArray[np.int64], token_types: NDArray[np.int64] | None = None) -> Floats:
         row = torch.from_numpy(ids)[None]
-        output = self.head(self.model(input_ids=row, attention_mask=torch.ones_like(row)), torch.tensor([len(ids)]))
-        array: Floats = output[0].numpy()
+        types = self.types(None if token_types is None else torch.from_numpy(token_types)[None])
+        output = self.model(input_ids=row, attention_mask=torch.ones_like(row), **types)
+        array: Floats = self.head(output, torch.tensor([len(ids)]))[0].numpy()
         return array
 
-    def encode(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        return self.head(self.run(input_ids, lengths), lengths)
+    def encode(self, input_ids: Tensor, lengths: Tensor, token_types: Tensor | None) -> Tensor:
+        return self.head(self.run(input_ids, lengths, token_types), lengths)
 
     @abstractmethod
     def head(self, output: Any, lengths: Tensor) -> Tensor:
-        """Probabilities or embeddings (B, outputs) of transformers' output."""
+        """Probabilities (B, outputs) or (B, S, outputs), or embeddings (B, outputs), of transformers' output."""
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
@@ -59,20 +64,40 @@ class HuggingFaceEncoder(ExportableEncoder):
 
 
 class HuggingFaceClassifier(HuggingFaceEncoder):
-    """Of several classes one, or, with one label or `multi_label_classification`, each by itself between 0 and 1."""
+    """Labels of inputs, or of each of their tokens."""
 
     output = "probabilities"
     pooling = None
 
-    def __init__(self, model: Any, max_tokens: int) -> None:
+    def __init__(
+        self, model: Any, max_tokens: int, labels_tokens: bool = False, takes_token_types: bool = False
+    ) -> None:
         super().__init__(model, max_tokens)
-        config = model.config
-        self.sizes = EncoderSizes(config.vocab_size, max_tokens, config.num_labels)
-        self.each_by_itself = config.num_labels == 1 or config.problem_type == "multi_label_classification"
+        self.sizes = EncoderSizes(model.config.vocab_size, max_tokens, model.config.num_labels)
+        self.labels_tokens = labels_tokens
+        self.takes_token_types = takes_token_types
+        self.activate = nn.Softmax(-1) if labels_tokens else activation_of(model.config)
 
     def head(self, output: Any, lengths: Tensor) -> Tensor:
-        logits: Tensor = output.logits
-        return logits.sigmoid() if self.each_by_itself else logits.softmax(-1)
+        scores: Tensor = self.activate(output.logits)
+        return scores
+
+
+def activation_of(config: Any) -> nn.Module:
+    """What makes scores of a head's logits: with one label what sentence-transformers wrote down for its CrossEncoder; else by
+    `problem_type`, as transformers' pipeline does, the logits themselves (regression), each label by itself between 0 and 1
+    (several labels at once, or one), or a distribution. Raises ExportError for an activation that torch doesn't have."""
+    settings = getattr(config, "sentence_transformers", None) or {}
+    name = settings.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)
+    if config.num_labels == 1 and name:
+        return activation(str(name))
+    if config.problem_type == "regression":
+        return nn.Identity()
+    return (
+        nn.Sigmoid()
+        if config.num_labels == 1 or config.problem_type == "multi_label_classification"
+        else nn.Softmax(-1)
+    )
 
 
 class HuggingFaceEmbedder(HuggingFaceEncoder):

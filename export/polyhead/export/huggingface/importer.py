@@ -1,5 +1,6 @@
 """A folder in Hugging Face layout becomes a source of a bundle."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from polyhead.export.huggingface.licence import read_license
 from polyhead.export.huggingface.load import load_model
 from polyhead.export.huggingface.sentences import SentenceHead, read_steps, sentence_head
 from polyhead.export.huggingface.special_tokens import special_tokens
-from polyhead.export.source import Source
+from polyhead.export.source import Source, read_tokenizer
 from polyhead.models.checkpoint import Task
+from polyhead.server.tokenizer import takes_pairs
 
 AUTO_CLASSES: dict[Task, str] = {
     "generate": "AutoModelForCausalLM",
     "classify": "AutoModelForSequenceClassification",
     "embed": "AutoModel",
 }
+LABELS_TOKENS = "ForTokenClassification"
+"""Ending of the class of checkpoints with a label for each token."""
 UNUSED = ("pooler.",)
 """Weights of BERT and its kind that embedding by token vectors doesn't need."""
 
@@ -35,7 +39,7 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
     """
     folder = CheckpointFolder(path)
     task = task_of(folder.model_type, folder.architecture, folder.is_sentence_transformer, task)
-    folder.check_weights(AUTO_CLASSES[task])
+    folder.check_weights(auto_class(folder, task))
     folder.check_tokenizer()  # before weights are loaded, which takes longer
     model = load(folder, task, max_tokens)
     size = model.sizes.vocabulary_size
@@ -65,15 +69,33 @@ def load(folder: CheckpointFolder, task: Task, max_tokens: int | None) -> Export
     steps = (
         sentence_head(read_steps(folder.path)) if task == "embed" and folder.is_sentence_transformer else SentenceHead()
     )
-    model: Any = load_model(folder.path, AUTO_CLASSES[task], UNUSED if task == "embed" else ())
+    model: Any = load_model(folder.path, auto_class(folder, task), UNUSED if task == "embed" else ())
     if task == "generate":
         return HuggingFaceDecoder(model, max_tokens)
     limit = longest_input(model, folder.tokenizer_limit, folder.sentence_config.get("max_seq_length"))
     if max_tokens is not None and not 1 <= max_tokens <= limit:
         raise ExportError(f"--max-tokens must be from 1 to {limit}, which the checkpoint can take, got {max_tokens}")
     if task == "classify":
-        return HuggingFaceClassifier(model, max_tokens or limit)
+        labels_tokens = folder.architecture.endswith(LABELS_TOKENS)
+        types = not labels_tokens and tells_texts_apart(model, folder)
+        return HuggingFaceClassifier(model, max_tokens or limit, labels_tokens, types)
     return HuggingFaceEmbedder(model, max_tokens or limit, steps)
+
+
+def auto_class(folder: CheckpointFolder, task: Task) -> str:
+    """Of transformers."""
+    if task == "classify" and folder.architecture.endswith(LABELS_TOKENS):
+        return f"AutoModel{LABELS_TOKENS}"
+    return AUTO_CLASSES[task]
+
+
+def tells_texts_apart(model: Any, folder: CheckpointFolder) -> bool:
+    """Whether the model has an embedding for the tokens of a second text, and the tokenizer says which they are."""
+    config = model.config
+    if getattr(config, "type_vocab_size", 0) < 2 or "token_type_ids" not in signature(model.forward).parameters:
+        return False
+    library = read_tokenizer(folder.tokenizer_json(config.vocab_size), config.vocab_size)
+    return takes_pairs(library) and any(library.encode("a", "a").type_ids)
 
 
 def lower_case(tokenizer_json: str) -> str:

@@ -134,13 +134,13 @@ def _dense(step: Step) -> Dense:
         )
     except Exception as error:  # safetensors raises its own, undocumented types
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
-    return Dense(linear, _activation(str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))))
+    return Dense(linear, activation(str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))))
 
 
-def _activation(name: str) -> nn.Module:
+def activation(name: str) -> nn.Module:
     """An activation of torch's, by its full name. Raises ExportError for any other."""
     kind = getattr(nn, name.rsplit(".", 1)[-1], None) if name.startswith("torch.nn.") else None
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
-        raise ExportError(f"Dense: activation_function must be a module of torch.nn, is {name}")
-    activation: nn.Module = kind()
-    return activation.eval()
+        raise ExportError(f"the activation function must be a module of torch.nn, is {name}")
+    made: nn.Module = kind()
+    return made.eval()
