@@ -34,6 +34,7 @@ from polyhead.client.results import (
     Timing,
     Token,
     TokenizeResult,
+    TokenLabels,
     TokenLogprob,
     Usage,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "TemporaryError",
     "Timing",
     "Token",
+    "TokenLabels",
     "TokenLogprob",
     "TokenizeResult",
     "Unauthenticated",

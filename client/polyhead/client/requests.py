@@ -14,6 +14,8 @@ Text: TypeAlias = str | Sequence[int]
 """A text, or the token ids somebody made of it."""
 Texts: TypeAlias = str | Sequence[Text]
 """One text, or several of which each may be given as token ids."""
+Pair: TypeAlias = tuple[str, str]
+"""Two texts for a model that compares them."""
 
 
 class Message(TypedDict):
@@ -92,6 +94,7 @@ _SAMPLING = (
     "frequency_penalty",
     "seed",
 )
+_PAIR = ("text", "text_pair")
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos")
 _CHAT = ("add_generation_prompt", "continue_final_message")
 _REQUEST = ("logprobs", "prompt_logprobs", "samples", "prompt_lookup", "priority", *_CHAT)
@@ -125,7 +128,12 @@ def generate_request(
 
 
 def classify_request(
-    texts: Texts, model: str | None, version: str | None, request_id: str | None, top_k: int | None, truncate: bool
+    texts: str | Sequence[Text | Pair],
+    model: str | None,
+    version: str | None,
+    request_id: str | None,
+    top_k: int | None,
+    truncate: bool,
 ) -> inference_pb2.ClassifyRequest:
     """Raises TypeError or InvalidInput as `generate_request` does."""
     request = inference_pb2.ClassifyRequest(truncate=truncate)
@@ -231,9 +239,15 @@ def _json(schema: object) -> object:
         raise _refusal("constraint.json_schema", schema, error) from error
 
 
-def _add_inputs(request: inference_pb2.ClassifyRequest | inference_pb2.EmbedRequest, texts: Texts) -> None:
+def _add_inputs(
+    request: inference_pb2.ClassifyRequest | inference_pb2.EmbedRequest, texts: str | Sequence[Text | Pair]
+) -> None:
     for index, text in enumerate([texts] if isinstance(texts, str) else texts):
-        _set_input(request.inputs.add(), f"inputs[{index}]", text)
+        if isinstance(text, tuple) and len(text) == 2 and isinstance(text[0], str):
+            first, second = text
+            _fill(request.inputs.add(), f"inputs[{index}].", _PAIR, {"text": first, "text_pair": second})
+        else:
+            _set_input(request.inputs.add(), f"inputs[{index}]", text)
 
 
 def _set_prompt(

@@ -1,5 +1,6 @@
 """Response messages → results."""
 
+from collections.abc import Iterable
 from typing import TypedDict
 
 from polyhead.client.results import (
@@ -12,6 +13,7 @@ from polyhead.client.results import (
     Timing,
     Token,
     TokenizeResult,
+    TokenLabels,
     TokenLogprob,
     Usage,
 )
@@ -59,7 +61,9 @@ def classify_result(message: inference_pb2.ClassifyResponse) -> ClassifyResult:
     return ClassifyResult(
         **_envelope(message),
         results=tuple(
-            Classification(tuple(LabelScore(label.label, label.score) for label in result.labels))
+            Classification(
+                _labels(result.labels), tuple(TokenLabels(_token(t.token), _labels(t.labels)) for t in result.tokens)
+            )
             for result in message.results
         ),
     )
@@ -75,10 +79,7 @@ def embed_result(message: inference_pb2.EmbedResponse) -> EmbedResult:
 def tokenize_result(message: inference_pb2.TokenizeResponse) -> TokenizeResult:
     return TokenizeResult(
         **_envelope(message),
-        results=tuple(
-            tuple(Token(token.id, token.token, token.start, token.end) for token in result.tokens)
-            for result in message.results
-        ),
+        results=tuple(tuple(map(_token, result.tokens)) for result in message.results),
     )
 
 
@@ -118,6 +119,14 @@ def _envelope(
         usage=_usage(message.usage),
         timing=_timing(message.timing),
     )
+
+
+def _labels(messages: Iterable[inference_pb2.LabelScore]) -> tuple[LabelScore, ...]:
+    return tuple(LabelScore(message.label, message.score) for message in messages)
+
+
+def _token(message: inference_pb2.Token) -> Token:
+    return Token(message.id, message.token, message.start, message.end)
 
 
 def _usage(message: inference_pb2.Usage) -> Usage:

@@ -89,20 +89,46 @@ class Generation(Answer):
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """A label and its probability, 0 to 1."""
+    """A label and its probability, 0 to 1; of a model made for regression, and of some cross-encoders, any number."""
 
     label: str
     score: float
 
 
 @dataclass(frozen=True, slots=True)
-class Classification:
-    """The labels of one input, best first."""
+class Token:
+    """A token of a text, where it stands there in code points, `[start, end)`; both 0 for an added token."""
 
+    id: int
+    token: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLabels:
+    """The labels of one token, best first."""
+
+    token: Token
     labels: tuple[LabelScore, ...]
 
     @property
     def best(self) -> LabelScore:
+        return self.labels[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The labels of one input, best first, or of each of its tokens."""
+
+    labels: tuple[LabelScore, ...]
+    """Empty of a model that labels tokens."""
+    tokens: tuple[TokenLabels, ...] = ()
+    """Of a model that labels tokens: each token of the input but those that were added around it."""
+
+    @property
+    def best(self) -> LabelScore:
+        """Of the input. Raises IndexError of a model that labels tokens, where each of `tokens` has its own."""
         return self.labels[0]
 
 
@@ -118,16 +144,6 @@ class EmbedResult(Answer):
     """One vector for each input, in order; each as long as the model's embedding size."""
 
     embeddings: list[list[float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A token of a text, where it stands there in code points, `[start, end)`; both 0 for an added token."""
-
-    id: int
-    token: str
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from polyhead.client.base import (
     HealthCheckResponse,
 )
 from polyhead.client.errors import from_rpc_error
-from polyhead.client.requests import GenerateOptions, Message, Text, Texts
+from polyhead.client.requests import GenerateOptions, Message, Pair, Text, Texts
 from polyhead.client.results import ClassifyResult, EmbedResult, Generation, Model, Piece, TokenizeResult
 from polyhead.client.retry import Attempts, RetryPolicy
 from polyhead.client.stream import AnswerStream
@@ -150,7 +150,7 @@ class Client(BaseClient):
 
     def classify(
         self,
-        texts: Texts,
+        texts: str | Sequence[Text | Pair],
         model: str | None = None,
         *,
         top_k: int | None = None,
@@ -159,7 +159,8 @@ class Client(BaseClient):
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> ClassifyResult:
-        """Scores each text against the model's labels and returns the `top_k` best, or all, of each."""
+        """Scores each text against the model's labels and returns the `top_k` best, or all, of each; of each token, if that
+        is what the model labels. Pairs of texts, `[("query", "passage"), …]`, are for models that compare two."""
         request = requests.classify_request(texts, model, version, request_id, top_k, truncate)
         return responses.classify_result(self._unary(self._inference.Classify, request, timeout, request.request_id))
 

@@ -23,7 +23,10 @@ def model_card(name: str, version: str, manifest: bundle_pb2.Bundle, source: Sou
     sections = [
         f"# {name}, version {version}",
         table(("", ""), sizes.items()),
-        section("Labels", [", ".join(manifest.labels)] if manifest.labels else []),
+        section(
+            "Labels of tokens" if manifest.labels_tokens else "Labels",
+            [", ".join(manifest.labels)] if manifest.labels else [],
+        ),
         section("Quality", pairs(("measure", "on held-out data"), manifest.quality)),
         section("Training", pairs(("", ""), source.training)),
         section("torch against this graph", [table(("compared", "on", "error", "accepted"), parity)]),

@@ -870,7 +870,7 @@ class LabelScore(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     score: _builtins.float
-    """Probability, 0 to 1."""
+    """Probability, 0 to 1. Of a model made for regression, and of a cross-encoder whose checkpoint says so, any number."""
     def __init__(
         self,
         *,

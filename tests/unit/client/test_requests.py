@@ -125,6 +125,15 @@ def test_texts_keep_their_order_and_kind(texts: list[str | list[int]]) -> None:
     assert [i.text if i.WhichOneof("input") == "text" else list(i.token_ids.ids) for i in inputs] == texts
 
 
+def test_two_texts_in_a_tuple_are_a_pair() -> None:
+    inputs = classify_request([("a", "b"), "c", (3, 4)], None, None, None, None, False).inputs
+    assert list(inputs) == [
+        pb.Input(text="a", text_pair="b"), pb.Input(text="c"), pb.Input(token_ids=pb.TokenIds(ids=[3, 4]))
+    ]  # fmt: skip
+    with pytest.raises(TypeError, match=r"inputs\[0\]\.text_pair"):
+        classify_request([("a", 4)], None, None, None, None, False)  # type: ignore[list-item]
+
+
 def test_one_text_needs_no_list() -> None:
     assert [given.text for given in embed_request("hi", None, None, None, True).inputs] == ["hi"]
     assert list(tokenize_request("hi", None, None, None, True).texts) == ["hi"]

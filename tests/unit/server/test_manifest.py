@@ -62,6 +62,7 @@ EMBEDDER: list[tuple[Callable[[Bundle], object], str]] = [
     (lambda m: setattr(m.limits, "max_tokens", 31), "limits.padded_lengths must ascend from at least 1 to max_tokens 31"),
     (lambda m: setattr(m.limits, "embedding_size", 0), "limits.embedding_size must be at least 1, got 0"),
     (lambda m: setattr(m.limits, "embedding_size", 9), "graphs[0].outputs embeddings must be float ['any', '9'], got float ['batch', '8']"),
+    (lambda m: setattr(m, "labels_tokens", True), "labels_tokens is for models that classify only"),
     (lambda m: setattr(m, "task", bundle_pb2.TASK_CLASSIFY), "labels must be there and differ from each other, got []"),
 ]  # fmt: skip
 
@@ -85,6 +86,23 @@ def test_two_classes_of_one_name_are_refused() -> None:
     spoilt.labels[1] = spoilt.labels[0]
     with pytest.raises(BundleError, match="labels must be there and differ"):
         check_manifest(spoilt)
+
+
+def test_labels_of_tokens_have_one_dimension_more() -> None:
+    spoilt = manifest(bundles.CLASSIFIER)
+    spoilt.labels_tokens = True
+    with pytest.raises(
+        BundleError, match=r"probabilities must be float \['any', 'any', '3'\], got float \['batch', '3'\]"
+    ):
+        check_manifest(spoilt)
+    set_shape(spoilt.graphs[0].outputs[0], "batch", "sequence", "3")
+    check_manifest(spoilt)
+
+
+def test_a_graph_may_take_token_types() -> None:
+    taken = manifest(bundles.CLASSIFIER)
+    taken.graphs[0].inputs.add(name="token_type_ids", type="int64", shape=["batch", "sequence"])
+    check_manifest(taken)
 
 
 def test_a_decoder_graph_that_does_without_position_ids_or_with_them_is_taken() -> None:

@@ -50,12 +50,17 @@ def _add_generate(group: Any) -> None:
 
 def _add_classify(group: Any) -> None:
     parser = _add_texts(group, "classify", "score texts against a model's labels", "what to classify")
-    parser.set_defaults(run=commands.classify)
+    parser.set_defaults(run=commands.classify, refuse=parser.error)
     parser.add_argument(
         "--top-k",
         type=count,
         metavar="K",
         help=f"only the K best labels (default: all with --json, else {commands.SHOWN_LABELS})",
+    )
+    parser.add_argument(
+        "--pairs",
+        action="store_true",
+        help="compare two texts: arguments in twos, such as a query and a passage; in a line of standard input with a tab between",
     )
     parser.add_argument("--truncate", action="store_true", help="cut a text that is too long instead of refusing it")
 

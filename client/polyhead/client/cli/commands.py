@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from polyhead.client.aio import AsyncClient
 from polyhead.client.cli import chat, output
-from polyhead.client.cli.inputs import in_order, texts
+from polyhead.client.cli.inputs import in_order, joined_pairs, pair, texts
 from polyhead.client.errors import PolyheadError
 from polyhead.client.requests import GenerateOptions
 from polyhead.client.results import ClassifyResult, EmbedResult, Generation, Piece, TokenizeResult
@@ -58,10 +58,12 @@ def _end_generation(answer: Generation) -> None:
 
 def classify(options: Namespace) -> int:
     shown = SHOWN_LABELS if options.top_k is None else options.top_k
+    if options.pairs:
+        options.texts = joined_pairs(options.texts, options.refuse)
 
     async def answer(client: AsyncClient, text: str) -> AsyncIterator[ClassifyResult]:
         yield await client.classify(
-            text,
+            [pair(text)] if options.pairs else text,
             options.model,
             top_k=options.top_k if options.json else shown,
             truncate=options.truncate,
@@ -71,9 +73,7 @@ def classify(options: Namespace) -> int:
     return _answer_all(
         options,
         answer,
-        _printer(
-            options, output.classification_json, lambda result: output.classification_lines(result.results[0].labels)
-        ),
+        _printer(options, output.classification_json, lambda result: output.classification_lines(result.results[0])),
     )
 
 

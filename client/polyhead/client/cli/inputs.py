@@ -5,7 +5,9 @@ import contextlib
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
+
+from polyhead.client.errors import InvalidInput
 
 T = TypeVar("T")
 
@@ -20,6 +22,28 @@ async def texts(arguments: Sequence[str]) -> AsyncIterator[str]:
                 yield line
         else:
             yield argument
+
+
+def joined_pairs(arguments: Sequence[str], refuse: Callable[[str], NoReturn]) -> list[str]:
+    """Arguments in twos, joined as a line of standard input has them, with a tab; `-` stands for itself. `refuse` ends the
+    command where one has no second."""
+    rest, joined = iter(arguments), []
+    for argument in rest:
+        if argument == "-" or "\t" in argument:
+            joined.append(argument)
+        elif (second := next(rest, None)) is None:
+            refuse(f"--pairs: {argument!r} has no second text")
+        else:
+            joined.append(f"{argument}\t{second}")
+    return joined
+
+
+def pair(line: str) -> tuple[str, str]:
+    """Two texts with a tab between. Raises InvalidInput."""
+    first, tab, second = line.partition("\t")
+    if not tab:
+        raise InvalidInput(f"--pairs: a line must be two texts with a tab between, got {line!r}")
+    return first, second
 
 
 async def in_order(

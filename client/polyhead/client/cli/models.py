@@ -101,7 +101,7 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
         if bundle.license:
             yield "licence", bundle.license
         if bundle.labels:
-            yield "labels", ", ".join(bundle.labels)
+            yield "labels of tokens" if bundle.labels_tokens else "labels", ", ".join(bundle.labels)
         yield "size of its files", _size(sum(file.size for file in bundle.files))
         if bundle.HasField("created_at"):
             yield "made", bundle.created_at.ToJsonString()

@@ -8,6 +8,7 @@ from typing import Any
 
 from polyhead.client.results import (
     Answer,
+    Classification,
     ClassifyResult,
     EmbedResult,
     Generation,
@@ -54,7 +55,10 @@ def generation_json(answer: Generation) -> dict[str, Any]:
 
 def classification_json(answer: ClassifyResult) -> dict[str, Any]:
     """Of an answer to one input."""
-    return {"labels": [asdict(label) for label in answer.results[0].labels], **_envelope_json(answer)}
+    (result,) = answer.results
+    tokens = [{**asdict(token.token), "labels": [asdict(label) for label in token.labels]} for token in result.tokens]
+    labels = {"labels": [asdict(label) for label in result.labels]}
+    return {**labels, **({"tokens": tokens} if tokens else {}), **_envelope_json(answer)}
 
 
 def embedding_json(answer: EmbedResult) -> dict[str, Any]:
@@ -99,7 +103,15 @@ def _saved(usage: Usage) -> str:
     return prompt + (f"; {usage.accepted_tokens} of {drafted} guesses right" if drafted else "")
 
 
-def classification_lines(labels: Sequence[LabelScore]) -> list[str]:
+def classification_lines(result: Classification) -> list[str]:
+    """Labels below each other; of labelled tokens one a line, each with its labels behind it."""
+    if not result.tokens:
+        return _label_lines(result.labels)
+    cells = [[f"{label.label} {label.score:.4f}" for label in token.labels] for token in result.tokens]
+    return table([[_place(t.token), t.token.token, *row] for t, row in zip(result.tokens, cells, strict=True)])
+
+
+def _label_lines(labels: Sequence[LabelScore]) -> list[str]:
     width = max((len(label.label) for label in labels), default=0)
     return [f"{label.label:<{width}}  {label.score:.4f}  {_bar(label.score)}".rstrip() for label in labels]
 
@@ -110,7 +122,11 @@ def embedding_line(values: Sequence[float]) -> str:
 
 
 def token_lines(tokens: Sequence[Token]) -> list[str]:
-    return [f"{token.id:>8}  {f'{token.start}:{token.end}':>9}  {token.token}" for token in tokens]
+    return [f"{token.id:>8}  {_place(token)}  {token.token}" for token in tokens]
+
+
+def _place(token: Token) -> str:
+    return f"{f'{token.start}:{token.end}':>9}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

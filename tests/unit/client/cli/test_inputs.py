@@ -1,11 +1,29 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyhead.client.cli.inputs import in_order
+from polyhead.client import InvalidInput
+from polyhead.client.cli.inputs import in_order, joined_pairs, pair
+
+
+def refuse(message: str) -> NoReturn:
+    raise SystemExit(message)
+
+
+def test_arguments_become_pairs_in_twos_unless_they_are_pairs_already() -> None:
+    assert joined_pairs(["a", "b", "c\td", "-", "e", "f"], refuse) == ["a\tb", "c\td", "-", "e\tf"]
+    with pytest.raises(SystemExit, match="--pairs: 'c' has no second text"):
+        joined_pairs(["a", "b", "c"], refuse)
+
+
+def test_a_line_is_a_pair_with_a_tab_between() -> None:
+    assert pair("a b\tc\td") == ("a b", "c\td")
+    with pytest.raises(InvalidInput, match="two texts with a tab between, got 'a b'"):
+        pair("a b")
 
 
 async def each(texts: Sequence[str]) -> AsyncIterator[str]:

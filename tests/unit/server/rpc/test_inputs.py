@@ -118,3 +118,15 @@ async def test_without_special_tokens_the_spans_are_parts_of_the_text_in_order(e
     assert starts == sorted(starts)
     assert all(0 <= token.start <= token.end <= len(text) for token in result.tokens)
     assert [token.id for token in result.tokens] == embedder.tokenizer.encode(text, add_special_tokens=False)
+
+
+async def test_a_second_text_is_refused_where_nothing_compares_two(
+    generator: LiveModel, classifier: LiveModel, embedder: LiveModel
+) -> None:
+    pair = pb.Input(text="the cat", text_pair="the dog")
+    with pytest.raises(InvalidInput, match=r"prompt\.text_pair: is for Classify only"):
+        await prompt_tokens(pair, generator, WORKERS)
+    with pytest.raises(InvalidInput, match=r"inputs\[1\]\.text_pair: is for Classify only"):
+        await encode(embedder, ids(3), pair)
+    with pytest.raises(InvalidInput, match="text_pair: must not be given: the model's tokenizer puts nothing between"):
+        await encode(classifier, pair)
