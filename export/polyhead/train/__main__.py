@@ -12,6 +12,7 @@ RECIPES = {
     "gpt": "a decoder that continues text",
     "classifier": "an encoder that tells which label a text has",
     "embedder": "an encoder that puts texts of like meaning close together",
+    "seq2seq": "an encoder-decoder that translates, recurrent or a Transformer",
 }
 USAGE = "usage: polyhead train RECIPE [options]; polyhead train RECIPE --help lists them\n\nrecipes:\n" + "\n".join(
     f"  {name:<12}{text}" for name, text in RECIPES.items()

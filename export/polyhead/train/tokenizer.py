@@ -50,12 +50,13 @@ def character_tokenizer(
     begin: str | None = None,
     end: str | None = None,
     normalizer: normalizers.Normalizer | None = None,
+    unknown: str = UNKNOWN,
 ) -> Tokenizer:
-    """One token for each code point in the texts, and UNKNOWN, the last special token, for every other: BPE without merges."""
+    """One token for each code point in the texts, and `unknown`, the last special token, for every other: BPE without merges."""
     characters = sorted(set().union(*(normalizer.normalize_str(text) if normalizer else text for text in texts)))
-    vocabulary = {token: id for id, token in enumerate([*special_tokens, UNKNOWN, *characters])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token=UNKNOWN, cache_capacity=0))
-    tokenizer.add_special_tokens([*special_tokens, UNKNOWN])
+    vocabulary = {token: id for id, token in enumerate([*special_tokens, unknown, *characters])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token=unknown, cache_capacity=0))
+    tokenizer.add_special_tokens([*special_tokens, unknown])
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     tokenizer.decoder = decoders.Fuse()

@@ -5,7 +5,7 @@ graphs. A decoder's step runs the functions on the same weights: a few products,
 Shapes: B batch, S length, I input size, W width of a direction.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def onnx_node(rnn: RNN, x: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
     """
     (B, S, _), W, directions = x.shape, rnn.hidden_size, 2 if rnn.bidirectional else 1
     is_gru = isinstance(rnn, nn.GRU)
-    attributes: dict[str, int | str] = {
+    attributes: dict[str, Any] = {
         "hidden_size": W,
         "direction": "bidirectional" if rnn.bidirectional else "forward",
     }
