@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyhead.export.attention import AttentionVariant, CacheInputs, grouped_query_attention
+from polyhead.export.seq2seq.exportable import ExportableSeq2Seq
 
 Floats = NDArray[np.float32]
 Output = Literal["probabilities", "embeddings"]
@@ -118,4 +119,4 @@ class ExportableEncoder(nn.Module, ABC):
         return nullcontext()
 
 
-Exportable = ExportableDecoder | ExportableEncoder
+Exportable = ExportableDecoder | ExportableEncoder | ExportableSeq2Seq

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from polyhead.export.errors import ExportError
 from polyhead.export.exportable import DecoderSizes, ExportableDecoder, ExportableEncoder, Pooling
 from polyhead.export.quantize import Quantization
-from polyhead.export.source import Source
+from polyhead.export.seq2seq.exportable import ExportableSeq2Seq
+from polyhead.export.source import SOURCE_TOKENIZER_FILE, Source
 from polyhead.models.checkpoint import Task
 from polyhead.server.engine.batcher import padded_lengths
 from polyhead.server.manifest import SCHEMA_VERSION
@@ -61,7 +62,9 @@ def make_manifest(source: Source, quantization: Quantization) -> bundle_pb2.Bund
         license=source.license,
     )
     manifest.created_at.GetCurrentTime()
-    if isinstance(source.model, ExportableDecoder):
+    if isinstance(source.model, ExportableSeq2Seq):
+        _add_seq2seq(manifest, source, source.model)
+    elif isinstance(source.model, ExportableDecoder):
         _add_decoder(manifest, source.model.sizes, source.sampling)
     else:
         _add_encoder(manifest, source.model, source.labels)
@@ -74,6 +77,15 @@ def _add_decoder(manifest: bundle_pb2.Bundle, sizes: DecoderSizes, sampling: bun
         bundle_pb2.Cache(layers=sizes.layers, kv_heads=sizes.kv_heads, head_size=sizes.head_size, type="float")
     )
     manifest.sampling_defaults.MergeFrom(sampling)
+
+
+def _add_seq2seq(manifest: bundle_pb2.Bundle, source: Source, model: ExportableSeq2Seq) -> None:
+    manifest.seq2seq.max_source_tokens = model.sizes.max_source_tokens
+    manifest.seq2seq.source_vocabulary_size = model.sizes.source_vocabulary_size
+    manifest.seq2seq.start_token_id = source.start_token_id
+    if source.source_tokenizer_json is not None:
+        manifest.seq2seq.source_tokenizer = SOURCE_TOKENIZER_FILE
+    manifest.sampling_defaults.MergeFrom(source.sampling)
 
 
 def _add_encoder(manifest: bundle_pb2.Bundle, model: ExportableEncoder, labels: tuple[str, ...]) -> None:

@@ -16,14 +16,18 @@ from polyhead.export.exportable import (
     Floats,
     Slots,
 )
+from polyhead.export.seq2seq.own import own_seq2seq
 from polyhead.models.attention import rotate, split_heads
 from polyhead.models.checkpoint import Model
 from polyhead.models.encoder import Classifier, Embedder
 from polyhead.models.gpt import GPT
+from polyhead.models.seq2seq import RNNSeq2Seq, TransformerSeq2Seq
 
 
 def own(model: Model) -> Exportable:
     """Raises ExportError if the attention kernel can't take the model's head size."""
+    if isinstance(model, RNNSeq2Seq | TransformerSeq2Seq):
+        return own_seq2seq(model)
     return OwnDecoder(model) if isinstance(model, GPT) else OwnEncoder(model)
 
 

@@ -1,6 +1,6 @@
 """From a checkpoint or a model to a verified bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from polyhead.export.bundle import choose_target, half_written, publish, write_manifest
 from polyhead.export.card import model_card
 from polyhead.export.errors import ExportError
-from polyhead.export.exportable import Exportable, ExportableDecoder
+from polyhead.export.exportable import Exportable, ExportableDecoder, ExportableEncoder
 from polyhead.export.huggingface.folder import is_hugging_face
 from polyhead.export.huggingface.importer import import_source
 from polyhead.export.manifest import graph_entry, make_manifest
@@ -18,7 +18,11 @@ from polyhead.export.parity import tolerance_of
 from polyhead.export.quality import decoder_quality, encoder_quality, loss_of, read_text
 from polyhead.export.quantize import CacheType, Quantization, QuantizationOptions, quantize_graph
 from polyhead.export.quantize_cache import calibration_samples, to_int8_cache
-from polyhead.export.source import TOKENIZER_FILE, Source, own_source
+from polyhead.export.seq2seq.exportable import ExportableSeq2Seq
+from polyhead.export.seq2seq.graphs import export_seq2seq
+from polyhead.export.seq2seq.quality import seq2seq_quality
+from polyhead.export.seq2seq.verify import verify_seq2seq
+from polyhead.export.source import SOURCE_TOKENIZER_FILE, TOKENIZER_FILE, Source, own_source
 from polyhead.export.to_onnx import export_decoder, export_encoder
 from polyhead.export.verify import Verification, verify_decoder, verify_encoder
 from polyhead.models.checkpoint import (
@@ -32,6 +36,7 @@ from polyhead.models.checkpoint import (
 from polyhead.server.bundle import Bundle
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.runtime.encoder import Encoder
+from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.v1 import bundle_pb2
 
 CARD_FILE = "MODEL.md"
@@ -94,9 +99,10 @@ def load_source(checkpoint: Path, task: Task | None = None, max_tokens: int | No
         tokenizer_json = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    held_out = checkpoint / HELD_OUT_FILE
+    held_out, sources = checkpoint / HELD_OUT_FILE, checkpoint / SOURCE_TOKENIZER_FILE
     text = read_text(held_out) if held_out.exists() else None
-    return own_source(model, config, tokenizer_json, text or None)
+    source_tokenizer_json = read_text(sources) if sources.exists() else None
+    return own_source(model, config, tokenizer_json, text or None, source_tokenizer_json)
 
 
 def export_model(
@@ -126,7 +132,7 @@ def export_source(source: Source, out: Path, options: ExportOptions | None = Non
     with half_written(target) as folder:
         manifest = make_manifest(source, kind)
         write_tokenizer(source, folder, manifest)
-        manifest.graphs.append(write_graph(source.model, folder, options.quantization))
+        manifest.graphs.extend(write_graphs(source.model, folder, options.quantization))
         bundle = Bundle(folder, manifest)
         if options.cache == "int8":
             to_int8_cache(bundle, calibration_samples(bundle, options.evaluation_text))
@@ -151,18 +157,30 @@ def check_loss(quality: Mapping[str, float], limit: float | None) -> None:
 def write_tokenizer(source: Source, folder: Path, manifest: bundle_pb2.Bundle) -> None:
     """The tokenizer and, where there is one, the chat template."""
     (folder / TOKENIZER_FILE).write_text(source.tokenizer_json, "utf-8")
+    if source.source_tokenizer_json is not None:
+        (folder / SOURCE_TOKENIZER_FILE).write_text(source.source_tokenizer_json, "utf-8")
     if source.chat_template is not None:
         (folder / CHAT_TEMPLATE_FILE).write_text(source.chat_template, "utf-8")
         manifest.tokenizer.chat_template = CHAT_TEMPLATE_FILE
 
 
-def write_graph(model: Exportable, folder: Path, quantization: QuantizationOptions) -> bundle_pb2.Graph:
-    """Save the graph and its weights, and let go of them. Raises ExportError for a model that can't be exported so."""
-    if quantization.kind == "int4" and not isinstance(model, ExportableDecoder):
+def write_graphs(model: Exportable, folder: Path, quantization: QuantizationOptions) -> Iterator[bundle_pb2.Graph]:
+    """Save each graph and its weights, and let go of them. Raises ExportError for a model that can't be exported so."""
+    if quantization.kind == "int4" and isinstance(model, ExportableEncoder):
         raise ExportError("int4 is for models that generate; take int8 for classifiers and embedders")
-    graph = export_decoder(model) if isinstance(model, ExportableDecoder) else export_encoder(model)
+    if isinstance(model, ExportableSeq2Seq):
+        graphs = dict(zip(("encoder", "decoder"), export_seq2seq(model), strict=True))
+    elif isinstance(model, ExportableDecoder):
+        graphs = {"decoder": export_decoder(model)}
+    else:
+        graphs = {"encoder": export_encoder(model)}
+    for name in list(graphs):
+        yield write_graph(name, graphs.pop(name), folder, quantization)
+
+
+def write_graph(name: str, graph: ir.Model, folder: Path, quantization: QuantizationOptions) -> bundle_pb2.Graph:
     quantize_graph(graph, quantization)
-    entry = graph_entry("decoder" if isinstance(model, ExportableDecoder) else "encoder", graph)
+    entry = graph_entry(name, graph)
     ir.save(graph, folder / entry.file, external_data=f"{entry.file}.data")
     return entry
 
@@ -172,6 +190,8 @@ def measure(source: Source, bundle: Bundle, options: ExportOptions) -> Measureme
     manifest, text = bundle.manifest, options.evaluation_text
     tolerance = tolerance_of(options.quantization.kind, options.cache)
     model, tokenizer_json = source.model, source.tokenizer_json
+    if isinstance(model, ExportableSeq2Seq):
+        return measure_seq2seq(source, model, bundle, options)
     if isinstance(model, ExportableDecoder):
         slots, capacity = VERIFIED_ROWS, min(VERIFIED_TOKENS, manifest.limits.max_tokens)
         with closing(Decoder(bundle.graph, manifest, slots=slots, capacity=capacity)) as decoder:
@@ -186,3 +206,30 @@ def measure(source: Source, bundle: Bundle, options: ExportOptions) -> Measureme
         return Measurement(
             verification, encoder_quality(model, encoder, tokenizer_json, text) if text is not None else {}
         )
+
+
+def measure_seq2seq(source: Source, model: ExportableSeq2Seq, bundle: Bundle, options: ExportOptions) -> Measurement:
+    """The same of a model with two graphs."""
+    manifest, text = bundle.manifest, options.evaluation_text
+    with closing(open_verified(bundle)) as decoder:
+        verification = verify_seq2seq(model, decoder, tolerance_of(options.quantization.kind, "float"))
+        if text is None:
+            return Measurement(verification, {})
+        readers = source.source_tokenizer_json or source.tokenizer_json, source.tokenizer_json
+        end_token = next(iter(manifest.tokenizer.eos_token_ids), None)
+        return Measurement(verification, seq2seq_quality(model, decoder, readers, end_token, text))
+
+
+def open_verified(bundle: Bundle) -> Seq2SeqDecoder:
+    """With as many slots as verification takes. Raises BundleError."""
+    limits = bundle.manifest.limits, bundle.manifest.seq2seq
+    decoder = Seq2SeqDecoder(
+        bundle.folder,
+        bundle.manifest,
+        slots=VERIFIED_ROWS,
+        capacity=min(VERIFIED_TOKENS, limits[0].max_tokens),
+        source_capacity=min(VERIFIED_TOKENS, limits[1].max_source_tokens),
+    )
+    for number, signature in enumerate(decoder.signatures):
+        bundle.check_signature(*signature, graph=number)
+    return decoder

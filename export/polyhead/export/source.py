@@ -8,10 +8,13 @@ import tokenizers
 from polyhead.export.errors import ExportError
 from polyhead.export.exportable import Exportable
 from polyhead.export.own import own
+from polyhead.export.seq2seq.exportable import ExportableSeq2Seq
 from polyhead.models.checkpoint import CheckpointConfig, Model, SpecialTokens, Task
 from polyhead.v1 import bundle_pb2
 
 TOKENIZER_FILE = "tokenizer.json"
+SOURCE_TOKENIZER_FILE = "source_tokenizer.json"
+"""Of sources, where they have a vocabulary of their own."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,38 @@ class Source:
     """What made the checkpoint, for people."""
     held_out: str | None = None
     """Text that the model did not learn from."""
+    source_tokenizer_json: str | None = None
+    """Of a sequence-to-sequence model whose source has a vocabulary of its own."""
+    start_token_id: int = 0
+    """What the decoder of such a model begins with."""
 
 
-def own_source(model: Model, config: CheckpointConfig, tokenizer_json: str, held_out: str | None = None) -> Source:
+def own_source(
+    model: Model,
+    config: CheckpointConfig,
+    tokenizer_json: str,
+    held_out: str | None = None,
+    source_tokenizer_json: str | None = None,
+) -> Source:
     """Raises ExportError where model and tokenizer contradict each other or the model can't be exported."""
     exportable = own(model.cpu().float().eval())
+    entry = tokenizer_entry(config.special_tokens, tokenizer_json, exportable.sizes.vocabulary_size)
+    if isinstance(exportable, ExportableSeq2Seq):
+        read_tokenizer(source_tokenizer_json or tokenizer_json, exportable.sizes.source_vocabulary_size)
+        if not entry.HasField("bos_token_id"):
+            raise ExportError("special_tokens.bos: is missing; the decoder has nothing to begin with")
     return Source(
         model=exportable,
         task=config.task,
         architecture=config.architecture,
         tokenizer_json=tokenizer_json,
-        tokenizer=tokenizer_entry(config.special_tokens, tokenizer_json, exportable.sizes.vocabulary_size),
+        tokenizer=entry,
         labels=config.labels,
         quality=config.quality,
         training=config.training,
         held_out=held_out,
+        source_tokenizer_json=source_tokenizer_json,
+        start_token_id=entry.bos_token_id,
     )
 
 

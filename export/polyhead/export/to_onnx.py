@@ -43,10 +43,10 @@ class DecoderGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         slots = Slots(past, CacheInputs(seqlens_k, query_seqlens, capacity))
         logits = self.source.logits(input_ids, logit_positions, slots, position_ids)  # (N, V)
-        return (*_top_k(logits, top_k), _logsumexp(logits), logits, *slots.present)
+        return (*top_k_of(logits, top_k), logsumexp(logits), logits, *slots.present)
 
 
-def _logsumexp(logits: Tensor) -> Tensor:
+def logsumexp(logits: Tensor) -> Tensor:
     """(N, V) -> (N,): log Σ exp, which is the largest logit minus the largest log-probability.
 
     onnxruntime vectorizes LogSoftmax, so this is eight times as fast as its ReduceLogSumExp at (16, 49152) and nearer to
@@ -55,7 +55,7 @@ def _logsumexp(logits: Tensor) -> Tensor:
     return logits.amax(-1) - logits.log_softmax(-1).amax(-1)
 
 
-def _top_k(logits: Tensor, top_k: Tensor) -> tuple[Tensor, Tensor]:
+def top_k_of(logits: Tensor, top_k: Tensor) -> tuple[Tensor, Tensor]:
     """(N, V), (1,) -> values and ids (N, top_k): torch can't express a k known only at run time, ONNX can."""
     values, ids = torch.onnx.ops.symbolic_multi_out(
         "TopK",
@@ -94,7 +94,7 @@ def export_decoder(source: ExportableDecoder) -> ir.Model:
         dynamic.append(tokens)
         inputs.append("position_ids")
     with source.tracing():
-        graph = _export(DecoderGraph(source), tuple(example), tuple(dynamic), inputs, outputs)
+        graph = to_graph(DecoderGraph(source), tuple(example), tuple(dynamic), inputs, outputs)
     for output in graph.graph.outputs[:2]:  # torch took the k of the example for a fixed size
         output.shape = ir.Shape(["positions", "top_k"])
     return graph
@@ -122,10 +122,10 @@ def export_encoder(source: ExportableEncoder) -> ir.Model:
         example.append(torch.zeros(rows, length, dtype=torch.int64))
         dynamic.append(tokens)
     with source.tracing():
-        return _export(EncoderGraph(source), tuple(example), tuple(dynamic), inputs, [source.output])
+        return to_graph(EncoderGraph(source), tuple(example), tuple(dynamic), inputs, [source.output])
 
 
-def _export(
+def to_graph(
     module: nn.Module, example: tuple[Any, ...], dynamic: tuple[Any, ...], inputs: Sequence[str], outputs: Sequence[str]
 ) -> ir.Model:
     """Export and fold. A weight keeps its name in the model's `state_dict()`, with `.T` added where it was transposed."""

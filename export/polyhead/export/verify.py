@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +55,17 @@ class Answer:
     def same_bits(self, other: "Answer") -> bool:
         names = ("cache", "topk_values", "topk_ids", "logsumexp", "logits")
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+
+class Positions(Protocol):
+    """What a graph said of N positions."""
+
+    @property
+    def topk_values(self) -> Floats: ...
+    @property
+    def topk_ids(self) -> NDArray[np.int64]: ...
+    @property
+    def logits(self) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -159,15 +170,15 @@ def compare_decoder(
     pairs = list(zip(expected, actual, strict=True))
     caches = _compare_caches([(cache, row.cache) for (_, cache), row in pairs], tolerance)
     logits = Difference("logits", worst_error((ours, row.logits) for (ours, _), row in pairs), tolerance)
-    sums = worst_error((_logsumexp(ours), row.logsumexp) for (ours, _), row in pairs)
-    logsumexp = Difference("logsumexp", sums, tolerance)
-    wrong = float(np.mean([_wrong_tokens(ours, row, tolerance) for (ours, _), row in pairs]))
+    sums = worst_error((logsumexp(ours), row.logsumexp) for (ours, _), row in pairs)
+    totals = Difference("logsumexp", sums, tolerance)
+    wrong = float(np.mean([wrong_tokens(ours, row, tolerance) for (ours, _), row in pairs]))
     greedy = Difference("greedy tokens", wrong, 0.0)
-    top_k = Difference("topk_values, topk_ids", float(np.mean([_wrong_top_k(row) for row in actual])), 0.0)
-    require_parity([*caches, logits, logsumexp], shape)
+    top_k = Difference("topk_values, topk_ids", float(np.mean([wrong_top_k(row) for row in actual])), 0.0)
+    require_parity([*caches, logits, totals], shape)
     require_parity([greedy, top_k], shape)
     cache = Difference("present.key, present.value", max(difference.error for difference in caches), tolerance)
-    return tuple(difference.check(shape) for difference in (logits, logsumexp, cache, greedy, top_k))
+    return tuple(difference.check(shape) for difference in (logits, totals, cache, greedy, top_k))
 
 
 def _compare_caches(pairs: Sequence[tuple[Floats, Floats]], tolerance: float) -> list[Difference]:
@@ -184,17 +195,17 @@ def _compare_caches(pairs: Sequence[tuple[Floats, Floats]], tolerance: float) ->
     ]
 
 
-def _logsumexp(logits: Floats) -> Floats:
+def logsumexp(logits: Floats) -> Floats:
     return torch.logsumexp(torch.from_numpy(logits), -1).numpy()
 
 
-def _wrong_tokens(expected: Floats, row: Answer, tolerance: float) -> float:
+def wrong_tokens(expected: Floats, row: Positions, tolerance: float) -> float:
     """Share of the positions whose chosen token is less likely to torch than another by more than the tolerance explains."""
     chosen = np.take_along_axis(expected, row.topk_ids[:, :1], -1)[:, 0]
     return float(np.mean(expected.max(-1) - chosen > tolerance * np.abs(expected).max(-1)))
 
 
-def _wrong_top_k(row: Answer) -> float:
+def wrong_top_k(row: Positions) -> float:
     """Share of the positions whose top-k is not that of the graph's own logits, equal ones by lower id."""
     ids = np.argsort(-row.logits, axis=-1, kind="stable")[:, : row.topk_ids.shape[1]]
     right = (ids == row.topk_ids) & (np.take_along_axis(row.logits, ids, -1) == row.topk_values)

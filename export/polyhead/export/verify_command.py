@@ -10,13 +10,15 @@ from rich.console import Console
 
 from polyhead.export.bundle import VERSION
 from polyhead.export.errors import ExportError, ParityError
-from polyhead.export.exportable import Exportable, ExportableDecoder
+from polyhead.export.exportable import Exportable, ExportableDecoder, ExportableEncoder
 from polyhead.export.huggingface.folder import is_hugging_face
 from polyhead.export.huggingface.hub import local_folder
 from polyhead.export.manifest import QUANTIZATIONS, TASKS
 from polyhead.export.parity import tolerance_of
-from polyhead.export.pipeline import VERIFIED_ROWS, VERIFIED_TOKENS, load_source
+from polyhead.export.pipeline import VERIFIED_ROWS, VERIFIED_TOKENS, load_source, open_verified
 from polyhead.export.report import bits_line, parity_table
+from polyhead.export.seq2seq.exportable import ExportableSeq2Seq
+from polyhead.export.seq2seq.verify import run_seq2seq, verify_seq2seq
 from polyhead.export.verify import Verification, run_decoder, run_encoder, verify_decoder, verify_encoder
 from polyhead.models.checkpoint import CheckpointError
 from polyhead.server.bundle import Bundle, read_bundle
@@ -95,6 +97,11 @@ def verify_bundle(bundle: Bundle, model: Exportable | None) -> Verification:
     manifest = bundle.manifest
     quantization = next(kind for kind, value in QUANTIZATIONS.items() if value == manifest.quantization)
     tolerance = tolerance_of(quantization, "int8" if manifest.cache.type == "int8" else "float")
+    if manifest.HasField("seq2seq"):
+        with closing(open_verified(bundle)) as decoder:
+            if isinstance(model, ExportableSeq2Seq):
+                return verify_seq2seq(model, decoder, tolerance)
+            return Verification((), run_seq2seq(decoder, manifest.seq2seq.source_vocabulary_size).independent)
     if manifest.task == TASK_GENERATE:
         capacity = min(VERIFIED_TOKENS, manifest.limits.max_tokens)
         with closing(Decoder(bundle.graph, manifest, slots=VERIFIED_ROWS, capacity=capacity)) as decoder:
@@ -104,7 +111,7 @@ def verify_bundle(bundle: Bundle, model: Exportable | None) -> Verification:
             return Verification((), run_decoder(decoder).independent)
     with closing(Encoder(bundle.graph, manifest)) as encoder:
         bundle.check_signature(*encoder.signature)
-        if model is not None and not isinstance(model, ExportableDecoder):
+        if isinstance(model, ExportableEncoder):
             return verify_encoder(model, encoder, tolerance)
         runs = list(run_encoder(encoder, manifest.limits.vocabulary_size))
         return Verification((), all(run.independent for run in runs))

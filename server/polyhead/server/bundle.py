@@ -42,9 +42,11 @@ class Bundle:
         """The `tokenizer.json`."""
         return self.folder / self.manifest.tokenizer.file
 
-    def check_signature(self, inputs: Signature, outputs: Signature) -> None:
-        """Compare what onnxruntime says of the graph with what the manifest says. Raises BundleError."""
-        graph = self.manifest.graphs[0]
+    def check_signature(self, inputs: Signature, outputs: Signature, graph: int = 0) -> None:
+        """Compare what onnxruntime says of one of the graphs with what the manifest says. Raises BundleError."""
+        self._check_graph(self.manifest.graphs[graph], inputs, outputs)
+
+    def _check_graph(self, graph: bundle_pb2.Graph, inputs: Signature, outputs: Signature) -> None:
         for side, tensors, actual in (("inputs", graph.inputs, inputs), ("outputs", graph.outputs, outputs)):
             listed = {tensor.name: (tensor.type, tuple(tensor.shape)) for tensor in tensors}
             found = {name: (dtype, tuple(shape)) for name, dtype, shape in actual}

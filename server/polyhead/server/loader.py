@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 
 from polyhead.server.background import in_background
@@ -17,6 +18,7 @@ from polyhead.server.errors import BundleError
 from polyhead.server.metrics import Metrics, ModelMetrics
 from polyhead.server.runtime.decoder import LANES, Decoder
 from polyhead.server.runtime.encoder import Encoder
+from polyhead.server.runtime.seq2seq import Seq2SeqDecoder, parts
 from polyhead.server.tokenizer import Tokenizer
 from polyhead.v1 import bundle_pb2
 
@@ -39,6 +41,8 @@ class LiveModel:
     """Of a model that generates."""
     chat_template: ChatTemplate | None = None
     """Of a model that generates, if its checkpoint had one."""
+    source_tokenizer: Tokenizer | None = None
+    """Of a model whose sources have a vocabulary of their own."""
 
     @property
     def task(self) -> "bundle_pb2.Task.ValueType":
@@ -57,10 +61,20 @@ class LiveModel:
         return self.engine
 
     @property
+    def input_tokenizer(self) -> Tokenizer:
+        """What reads inputs."""
+        return self.source_tokenizer or self.tokenizer
+
+    @property
+    def input_vocabulary_size(self) -> int:
+        seq2seq, limits = self.manifest.seq2seq, self.manifest.limits
+        return seq2seq.source_vocabulary_size if self.manifest.HasField("seq2seq") else limits.vocabulary_size
+
+    @property
     def max_tokens(self) -> int:
         """Longest input that is served, and for a decoder with its answer."""
         if isinstance(self.engine, Generator):
-            return self.engine.capacity
+            return self.engine.capacity if self.engine.continues_prompt else self.engine.longest_prompt
         return self.manifest.limits.max_tokens
 
 
@@ -89,6 +103,11 @@ def memory_needed(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
     weights = sum(file.size for file in manifest.files if not file.path.endswith((".json", ".md")))
     if manifest.task != bundle_pb2.TASK_GENERATE:
         return weights
+    if manifest.HasField("seq2seq"):
+        layout = parts(manifest, source_capacity(manifest, settings), slot_capacity(manifest, settings))
+        rows = settings.slots + min(settings.slots, LANES)
+        logits = settings.slots * manifest.limits.vocabulary_size
+        return weights + BYTES["float"] * (rows * sum(prod(part.shape) for part in layout) + logits)
     cache, lanes = manifest.cache, min(settings.slots, LANES) + settings.prefix_slots
     numbers = 2 * cache.layers * cache.kv_heads * cache.head_size
     token = numbers * (settings.slots * BYTES.get(cache.type, 4) + lanes * BYTES["float"])
@@ -97,8 +116,13 @@ def memory_needed(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
 
 
 def slot_capacity(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
-    """Tokens that a slot holds."""
+    """Tokens that a slot holds; of a sequence-to-sequence model, of an answer."""
     return min(manifest.limits.max_tokens, settings.slot_tokens or DEFAULT_SLOT_TOKENS)
+
+
+def source_capacity(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
+    """Tokens of a sequence-to-sequence model's source that a slot holds."""
+    return min(manifest.seq2seq.max_source_tokens, settings.slot_tokens or DEFAULT_SLOT_TOKENS)
 
 
 async def start(model: LiveModel) -> None:
@@ -117,8 +141,9 @@ def open_model(name: str, version: str, bundle: Bundle, settings: Settings, obse
         return LiveModel(name, version, manifest, tokenizer, open_encoder(bundle, settings, observer))
     grammars = GrammarCompiler(bundle.tokenizer, manifest.limits.vocabulary_size, tokenizer.eos_token_ids)
     chat_template = open_chat_template(bundle, tokenizer)
+    source_tokenizer = open_source_tokenizer(bundle)
     engine = open_generator(bundle, tokenizer, settings, observer)
-    return LiveModel(name, version, manifest, tokenizer, engine, grammars, chat_template)
+    return LiveModel(name, version, manifest, tokenizer, engine, grammars, chat_template, source_tokenizer)
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -126,6 +151,17 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
     size, limit = tokenizer.vocabulary_size, bundle.manifest.limits.vocabulary_size
     if size > limit:
         raise BundleError(f"{bundle.tokenizer.name}: has {size} tokens, the model's vocabulary is {limit}")
+    return tokenizer
+
+
+def open_source_tokenizer(bundle: Bundle) -> Tokenizer | None:
+    seq2seq = bundle.manifest.seq2seq
+    if not seq2seq.source_tokenizer:
+        return None
+    tokenizer = Tokenizer.from_file(bundle.folder / seq2seq.source_tokenizer, bundle_pb2.Tokenizer())
+    if tokenizer.vocabulary_size > seq2seq.source_vocabulary_size:
+        size = f"has {tokenizer.vocabulary_size} tokens, the source's vocabulary is {seq2seq.source_vocabulary_size}"
+        raise BundleError(f"{seq2seq.source_tokenizer}: {size}")
     return tokenizer
 
 
@@ -137,17 +173,26 @@ def open_chat_template(bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | N
 
 
 def open_generator(bundle: Bundle, tokenizer: Tokenizer, settings: Settings, observer: ModelMetrics) -> Generator:
-    capacity = slot_capacity(bundle.manifest, settings)
-    decoder = Decoder(
-        bundle.graph, bundle.manifest, slots=settings.slots, capacity=capacity, prefix_slots=settings.prefix_slots
-    )
-    bundle.check_signature(*decoder.signature)
     limits = GeneratorLimits(
         max_queue_requests=settings.max_queue_requests,
         max_queue_tokens=settings.max_queue_tokens,
         prefill_budget_tokens=settings.prefill_budget_tokens,
     )
-    return Generator(decoder, tokenizer, limits, observer)
+    return Generator(open_decoder(bundle, settings), tokenizer, limits, observer)
+
+
+def open_decoder(bundle: Bundle, settings: Settings) -> Decoder | Seq2SeqDecoder:
+    manifest, slots = bundle.manifest, settings.slots
+    capacity = slot_capacity(manifest, settings)
+    if manifest.HasField("seq2seq"):
+        sources = source_capacity(manifest, settings)
+        model = Seq2SeqDecoder(bundle.folder, manifest, slots=slots, capacity=capacity, source_capacity=sources)
+        for number, signature in enumerate(model.signatures):
+            bundle.check_signature(*signature, graph=number)
+        return model
+    decoder = Decoder(bundle.graph, manifest, slots=slots, capacity=capacity, prefix_slots=settings.prefix_slots)
+    bundle.check_signature(*decoder.signature)
+    return decoder
 
 
 def open_encoder(bundle: Bundle, settings: Settings, observer: ModelMetrics) -> EncoderEngine:
@@ -168,7 +213,7 @@ async def warm_up(model: LiveModel) -> None:
     if isinstance(model.engine, EncoderEngine):
         await model.engine.run([[token]])
         return
-    stopping = Stopping(max_tokens=max(1, min(2, model.max_tokens - 1)), ignore_eos=True)
+    stopping = Stopping(max_tokens=max(1, min(2, model.engine.room(1))), ignore_eos=True)
     request = GenerationRequest((token,), Sampling(seed=0, temperature=0.0), stopping)
     async for _ in model.engine.submit(request):
         pass

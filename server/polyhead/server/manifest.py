@@ -25,7 +25,9 @@ def check_manifest(manifest: bundle_pb2.Bundle) -> None:
     check_graphs(manifest)
     check_limits(manifest)
     check_tokenizer(manifest)
-    if manifest.task == TASK_GENERATE:
+    if manifest.HasField("seq2seq"):
+        check_seq2seq(manifest)
+    elif manifest.task == TASK_GENERATE:
         check_decoder(manifest)
     else:
         check_encoder(manifest)
@@ -43,11 +45,14 @@ def require_positive(**values: int) -> None:
 
 def check_graphs(manifest: bundle_pb2.Bundle) -> None:
     names = [graph.name for graph in manifest.graphs]
-    wanted = GRAPH_OF_TASK[manifest.task]
-    if names != [wanted]:
-        refuse("graphs", f"must be one named {wanted}, got {names}")
+    wanted = ["encoder", "decoder"] if manifest.HasField("seq2seq") else [GRAPH_OF_TASK[manifest.task]]
+    if names != wanted:
+        refuse("graphs", f"must be {' and '.join(wanted)}, got {names}")
     listed = {file.path for file in manifest.files}
-    named = {"graphs[0].file": manifest.graphs[0].file, "tokenizer.file": manifest.tokenizer.file}
+    named = {f"graphs[{index}].file": graph.file for index, graph in enumerate(manifest.graphs)}
+    named["tokenizer.file"] = manifest.tokenizer.file
+    if manifest.seq2seq.source_tokenizer:
+        named["seq2seq.source_tokenizer"] = manifest.seq2seq.source_tokenizer
     if manifest.tokenizer.chat_template:
         named["tokenizer.chat_template"] = manifest.tokenizer.chat_template
     for field, path in named.items():
@@ -76,13 +81,78 @@ def check_decoder(manifest: bundle_pb2.Bundle) -> None:
     require_positive(cache__layers=cache.layers, cache__kv_heads=cache.kv_heads, cache__head_size=cache.head_size)
     require_positive(limits__prefill_chunk=manifest.limits.prefill_chunk)
     check_cache(cache)
+    check_sampling_defaults(manifest)
+    check_tensors("inputs", manifest.graphs[0].inputs, dict(decoder_inputs(manifest)), optional=("position_ids",))
+    check_tensors("outputs", manifest.graphs[0].outputs, dict(decoder_outputs(manifest)))
+
+
+def check_sampling_defaults(manifest: bundle_pb2.Bundle) -> None:
     for default, value in manifest.sampling_defaults.ListFields():
         try:
             ranges.SAMPLING[default.name].check(default.name, value)
         except InvalidInput as error:
             refuse(f"sampling_defaults.{default.name}", error.description)
-    check_tensors("inputs", manifest.graphs[0].inputs, dict(decoder_inputs(manifest)), optional=("position_ids",))
-    check_tensors("outputs", manifest.graphs[0].outputs, dict(decoder_outputs(manifest)))
+
+
+def check_seq2seq(manifest: bundle_pb2.Bundle) -> None:
+    seq2seq, (encoder, decoder) = manifest.seq2seq, manifest.graphs
+    if manifest.task != TASK_GENERATE or manifest.HasField("cache"):
+        refuse("seq2seq", "is for models that generate, and what they keep is in their graphs, not in `cache`")
+    require_positive(
+        seq2seq__max_source_tokens=seq2seq.max_source_tokens,
+        seq2seq__source_vocabulary_size=seq2seq.source_vocabulary_size,
+    )
+    if seq2seq.start_token_id >= manifest.limits.vocabulary_size:
+        limit = f"below the vocabulary size {manifest.limits.vocabulary_size}"
+        refuse("seq2seq.start_token_id", f"must be {limit}, got {seq2seq.start_token_id}")
+    check_sampling_defaults(manifest)
+    read = {"input_ids": ("int64", ("batch", "source")), "lengths": ("int32", ("batch",))}
+    check_tensors("inputs", encoder.inputs, {name: (dtype, ("",) * len(dims)) for name, (dtype, dims) in read.items()})
+    kept = [tensor for tensor in decoder.inputs if tensor.name.partition(".")[0] in ("memory", "state", "past")]
+    for tensor in kept:
+        check_kept(tensor)
+    given = {tensor.name: ("float", tuple(tensor.shape)) for tensor in kept}
+    encoded = {name: named_sizes(type_) for name, type_ in given.items() if not name.startswith("past.")}
+    check_tensors("outputs", encoder.outputs, encoded)
+    inputs = dict(step_inputs()) | {name: named_sizes(type_) for name, type_ in given.items()}
+    check_tensors("inputs", decoder.inputs, inputs, optional=("positions", "source_lengths", "capacity"), graph=1)
+    written = {
+        name.replace("state.", "new.state.", 1).replace("past.", "present.", 1): named_sizes(type_)
+        for name, type_ in given.items()
+        if not name.startswith("memory.")
+    }
+    outputs = dict(step_outputs(manifest)) | written
+    check_tensors("outputs", decoder.outputs, outputs, optional=("alignment",), graph=1)
+
+
+def check_kept(tensor: bundle_pb2.Tensor) -> None:
+    """A row for each answer, of sizes that are fixed but for the tokens of its source, or of itself in a cache."""
+    kind, (rows, *sizes) = tensor.name.partition(".")[0], tensor.shape or [""]
+    tokens = {"memory": ["source"], "past": ["target"], "state": []}[kind]
+    if rows != "batch" or [size for size in sizes if not size.isdecimal()] != tokens:
+        wanted = f"batch, sizes and {tokens[0]}" if tokens else "batch and sizes"
+        refuse("graphs[1].inputs", f"{tensor.name} must have {wanted}, got {list(tensor.shape)}")
+
+
+def named_sizes(tensor: TensorType) -> TensorType:
+    """Any name does for a size that is not fixed."""
+    return tensor[0], tuple(size if size.isdecimal() else "" for size in tensor[1])
+
+
+def step_inputs() -> Iterator[tuple[str, TensorType]]:
+    yield "input_ids", ("int64", ("", "1"))
+    yield "positions", ("int32", ("",))
+    yield "source_lengths", ("int32", ("",))
+    yield "capacity", ("int32", ())
+    yield "top_k", ("int64", ("1",))
+
+
+def step_outputs(manifest: bundle_pb2.Bundle) -> Iterator[tuple[str, TensorType]]:
+    yield "topk_values", ("float", ("", ""))
+    yield "topk_ids", ("int64", ("", ""))
+    yield "logsumexp", ("float", ("",))
+    yield "logits", ("float", ("", str(manifest.limits.vocabulary_size)))
+    yield "alignment", ("float", ("", ""))
 
 
 def check_cache(cache: bundle_pb2.Cache) -> None:
@@ -158,18 +228,20 @@ def check_tensors(
     tensors: Sequence[bundle_pb2.Tensor],
     expected: dict[str, TensorType],
     optional: Sequence[str] = (),
+    graph: int = 0,
 ) -> None:
     """`tensors` are the expected ones, in any order; `side` is `inputs` or `outputs`."""
+    field = f"graphs[{graph}].{side}"
     given = {tensor.name: tensor for tensor in tensors}
     missing = [name for name in expected if name not in given and name not in optional]
     unknown = [name for name in given if name not in expected]
     if missing or unknown or len(given) != len(tensors):
-        refuse(f"graphs[0].{side}", f"must be {list(expected)}, got {[tensor.name for tensor in tensors]}")
+        refuse(field, f"must be {list(expected)}, got {[tensor.name for tensor in tensors]}")
     for name, tensor in given.items():
         dtype, shape = expected[name]
         if tensor.type != dtype or not shape_fits(tensor.shape, shape):
             wanted = [size or "any" for size in shape]
-            refuse(f"graphs[0].{side}", f"{name} must be {dtype} {wanted}, got {tensor.type} {list(tensor.shape)}")
+            refuse(field, f"{name} must be {dtype} {wanted}, got {tensor.type} {list(tensor.shape)}")
 
 
 def shape_fits(shape: Sequence[str], expected: Sequence[str]) -> bool:

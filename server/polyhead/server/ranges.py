@@ -36,3 +36,4 @@ SAMPLING = {
     "frequency_penalty": Range(-2, 2),
 }
 LOGIT_BIAS = Range(-100, 100)
+LENGTH_PENALTY = Range(-10, 10)

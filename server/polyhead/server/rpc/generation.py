@@ -1,7 +1,9 @@
 """Generate: message → GenerationRequest, pieces of an answer → messages."""
 
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 
+import numpy as np
 from google.protobuf.message import Message
 
 from polyhead.server.engine.sequence import (
@@ -33,17 +35,20 @@ async def generation_request(
     workers: Workers,
 ) -> GenerationRequest:
     """Decide every value that the message leaves open. Raises InvalidInput, Overloaded."""
-    room, size = model.max_tokens - len(prompt), model.manifest.limits.vocabulary_size
+    size, beams = model.manifest.limits.vocabulary_size, parameters.beam_search(request, model.generator.slots)
+    parameters.check_source(request, model.generator)
     return GenerationRequest(
         prompt,
-        sampling=parameters.sampling(request.sampling, model),
-        stopping=parameters.stopping(request.stopping, room, len(prompt), default_max_tokens),
+        sampling=parameters.sampling(request.sampling, model, searches=beams is not None),
+        stopping=parameters.stopping(request.stopping, model.generator, len(prompt), default_max_tokens),
         logprobs=parameters.alternatives(request, "logprobs", size),
         prompt_logprobs=parameters.alternatives(request, "prompt_logprobs", size),
-        samples=parameters.sample_count(request, model.generator.slots),
+        samples=parameters.sample_count(request, model.generator.slots, beams),
         grammar=await parameters.grammar(request, model, workers),
         prompt_lookup=request.prompt_lookup,
         priority=parameters.priority(request),
+        beam_search=beams,
+        return_alignment=request.return_alignment,
     )
 
 
@@ -60,10 +65,12 @@ async def generate(
     answer = model.generator.submit(request)
     call.accepted(model.name, model.version, len(request.prompt))
     first: dict[str, Message | int] = {"header": header, "seed": request.sampling.seed}
+    answers: defaultdict[int, tuple[int, ...]] = defaultdict(tuple)  # of those who want to know what they attended to
     reported = False  # a request counts once, however many samples it has
     try:
         async for piece in answer:
             call.generated(len(piece.token_ids))
+            answers[piece.sample_index] += piece.token_ids if request.return_alignment else ()
             response = message(piece, **first)
             first = {}
             if piece.times and piece.counts:
@@ -71,6 +78,8 @@ async def generate(
                     reported = True
                     call.worked(model.name, model.version, piece.times.queue, piece.times.inference)
                 response.usage.CopyFrom(usage(len(request.prompt), piece.counts))
+                if piece.alignment:
+                    response.alignment.CopyFrom(alignment(piece, answers[piece.sample_index], request.prompt, model))
                 response.timing.CopyFrom(timing(piece.times, submitted, tokenize_seconds, call.timer.seconds()))
             yield response
     finally:
@@ -92,9 +101,21 @@ def message(piece: Piece, **first: object) -> inference_pb2.GenerateResponse:
         response.logprobs.extend(map(logprob_message, piece.logprobs))
     if piece.prompt_logprobs:
         response.prompt_logprobs.extend(map(logprob_message, piece.prompt_logprobs))
+    if piece.score is not None:
+        response.score = piece.score
     if piece.finish_reason:
         response.finish_reason = FINISH_REASONS[piece.finish_reason]
     return response
+
+
+def alignment(
+    piece: Piece, answer: tuple[int, ...], source: tuple[int, ...], model: LiveModel
+) -> inference_pb2.Alignment:
+    return inference_pb2.Alignment(
+        source_tokens=map(model.input_tokenizer.token, source),
+        target_tokens=map(model.tokenizer.token, answer),
+        weights=np.concatenate(piece.alignment).tolist(),
+    )
 
 
 def logprob_message(item: TokenLogprob) -> inference_pb2.TokenLogprob:

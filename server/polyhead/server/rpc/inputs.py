@@ -21,7 +21,9 @@ async def prompt_tokens(request: inference_pb2.GenerateRequest, model: LiveModel
         tokens = request.prompt.token_ids.ids
     else:
         text = request.prompt.text
-        tokens = await workers.read(len(text), model.tokenizer.encode, text)
+        if not text and not model.generator.continues_prompt:
+            raise InvalidInput("prompt", "must not be empty, as it is what the answer is about")
+        tokens = await workers.read(len(text), model.input_tokenizer.encode, text)
     return checked_prompt("messages" if chat else "prompt", tokens, model)
 
 
@@ -39,11 +41,14 @@ def is_chat(request: inference_pb2.GenerateRequest) -> bool:
 
 
 def checked_prompt(field: str, tokens: Sequence[int], model: LiveModel) -> tuple[int, ...]:
-    longest = model.max_tokens - 1
+    longest, continues = model.generator.longest_prompt, model.generator.continues_prompt
     if len(tokens) > longest:
-        raise InvalidInput(field, f"must have at most {longest} tokens to leave room for an answer, got {len(tokens)}")
+        why = " to leave room for an answer" if continues else ""
+        raise InvalidInput(field, f"must have at most {longest} tokens{why}, got {len(tokens)}")
     if tokens:
         return tuple(checked_ids(field, tokens, model))
+    if not continues:
+        raise InvalidInput(field, "must have at least 1 token, as it is what the answer is about; got none")
     begin = model.tokenizer.bos_token_id
     if begin is None:
         raise InvalidInput(field, "must have at least 1 token, as the model has no begin token; got none")
@@ -119,7 +124,7 @@ def given_ids(ids: list[int], model: LiveModel) -> EncoderInput:
 
 
 def checked_ids(field: str, ids: Sequence[int], model: LiveModel) -> list[int]:
-    size = model.manifest.limits.vocabulary_size
+    size = model.input_vocabulary_size
     if ids and max(ids) >= size:
         index = next(index for index, token in enumerate(ids) if token >= size)
         raise InvalidInput(

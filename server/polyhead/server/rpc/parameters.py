@@ -4,10 +4,11 @@ import secrets
 from collections.abc import Sequence
 
 from polyhead.server.constraints import Constraint, Grammar
-from polyhead.server.engine.sequence import Sampling, Stopping
+from polyhead.server.engine.generator import Generator
+from polyhead.server.engine.sequence import BeamOptions, Sampling, Stopping
 from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
-from polyhead.server.ranges import LOGIT_BIAS, SAMPLING
+from polyhead.server.ranges import LENGTH_PENALTY, LOGIT_BIAS, SAMPLING
 from polyhead.server.rpc.workers import Workers
 from polyhead.v1 import bundle_pb2, inference_pb2
 
@@ -19,11 +20,15 @@ MAX_LOGPROBS = 20
 MAX_CHOICES = 256
 MAX_CONSTRAINT_CHARACTERS = 65_536
 MAX_PRIORITY = 100
+MAX_BEAMS = 32
 
 
-def sampling(given: inference_pb2.SamplingParameters, model: LiveModel) -> Sampling:
-    """What is unset comes from the bundle, else from `Sampling`. A seed is drawn if there is none."""
-    plain = plain_values(given, model.manifest.sampling_defaults)
+def sampling(given: inference_pb2.SamplingParameters, model: LiveModel, *, searches: bool = False) -> Sampling:
+    """What is unset comes from the bundle, else from `Sampling`. A seed is drawn if there is none. Beam search takes what the
+    request itself bans, and nothing of the bundle's."""
+    plain = plain_values(given, bundle_pb2.SamplingDefaults() if searches else model.manifest.sampling_defaults)
+    if searches:
+        plain["temperature"] = 0.0
     size = model.manifest.limits.vocabulary_size
     seed = int(plain.pop("seed")) if "seed" in plain else secrets.randbits(64)
     top_k = min(int(plain.pop("top_k", 0)), size)
@@ -64,11 +69,14 @@ def bad_words(words: Sequence[str], model: LiveModel) -> tuple[tuple[int, ...], 
     return tuple({tokens: None for tokens in encoded if tokens})  # a word that has no tokens can't be said either
 
 
-def stopping(given: inference_pb2.StoppingCriteria, room: int, prompt_tokens: int, default_max_tokens: int) -> Stopping:
-    """`room`: what the slot can still hold after the prompt, in tokens; at least 1."""
+def stopping(
+    given: inference_pb2.StoppingCriteria, engine: Generator, prompt_tokens: int, default_max_tokens: int
+) -> Stopping:
+    room = engine.room(prompt_tokens)
     max_tokens = given.max_tokens if given.HasField("max_tokens") else min(default_max_tokens, room)
     if not 1 <= max_tokens <= room:
-        limit = f"1 to {room} (a slot's {room + prompt_tokens} tokens minus the prompt's {prompt_tokens})"
+        less = f" minus the prompt's {prompt_tokens}" if engine.continues_prompt else ""
+        limit = f"1 to {room} (a slot's {engine.capacity} tokens{less})"
         raise InvalidInput("stopping.max_tokens", f"must be {limit}, got {max_tokens}")
     if given.min_tokens > max_tokens:
         raise InvalidInput("stopping.min_tokens", f"must be 0 to max_tokens {max_tokens}, got {given.min_tokens}")
@@ -96,11 +104,55 @@ def alternatives(request: inference_pb2.GenerateRequest, field: str, vocabulary_
     return given
 
 
-def sample_count(request: inference_pb2.GenerateRequest, slots: int) -> int:
+def sample_count(request: inference_pb2.GenerateRequest, slots: int, beams: BeamOptions | None) -> int:
     count = request.samples if request.HasField("samples") else 1
-    if not 1 <= count <= slots:
-        raise InvalidInput("samples", f"must be 1 to {slots}, the model's slots, got {count}")
+    limit, what = (beams.width, "the width of the beam search") if beams else (slots, "the model's slots")
+    if not 1 <= count <= limit:
+        raise InvalidInput("samples", f"must be 1 to {limit}, {what}, got {count}")
     return count
+
+
+def beam_search(request: inference_pb2.GenerateRequest, slots: int) -> BeamOptions | None:
+    """Raises InvalidInput for a search that is too wide, or asked for together with what it can't do."""
+    if not request.HasField("beam_search"):
+        return None
+    given, widest = request.beam_search, min(MAX_BEAMS, slots)
+    if not 1 <= given.width <= widest:
+        limit = f"1 to {widest}" + (", the model's slots" if slots < MAX_BEAMS else "")
+        raise InvalidInput("beam_search.width", f"must be {limit}, got {given.width}")
+    length_penalty = given.length_penalty if given.HasField("length_penalty") else 1.0
+    LENGTH_PENALTY.check("beam_search.length_penalty", length_penalty)
+    check_no_choice(request)
+    return BeamOptions(given.width, length_penalty, given.early_stopping)
+
+
+def check_no_choice(request: inference_pb2.GenerateRequest) -> None:
+    """Raises InvalidInput for what chooses token by token, which a search does not."""
+    set_values = {f"sampling.{field.name}": value for field, value in request.sampling.ListFields()}
+    allowed = {"sampling.seed", "sampling.bad_words"} | (
+        {"sampling.temperature"} if request.sampling.temperature == 0 else set()
+    )
+    refused = [name for name in set_values if name not in allowed]
+    refused += ["stopping.stop"] if request.stopping.stop else []
+    refused += ["prompt_lookup"] if request.prompt_lookup else []
+    if refused:
+        raise InvalidInput(
+            refused[0], "must not be set together with beam_search, which does not choose token by token"
+        )
+
+
+def check_source(request: inference_pb2.GenerateRequest, engine: Generator) -> None:
+    """Raises InvalidInput for what only a model with a source can do, or only one without."""
+    if request.return_alignment and not engine.has_alignment:
+        raise InvalidInput("return_alignment", "must not be set: the model does not attend to a source")
+    if engine.continues_prompt:
+        return
+    for field, is_set in (
+        ("prompt_lookup", request.prompt_lookup),
+        ("prompt_logprobs", request.HasField("prompt_logprobs")),
+    ):
+        if is_set:
+            raise InvalidInput(field, "must not be set: the model's answers do not continue the prompt")
 
 
 def priority(request: inference_pb2.GenerateRequest) -> int:

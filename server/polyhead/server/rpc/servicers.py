@@ -74,7 +74,7 @@ class InferenceServicer(InferenceServiceServicer):
         async with self._use(request, None) as (model, header):
             check_count("texts", len(request.texts), self._settings.max_inputs)
             special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-            results = await tokenize(request.texts, model.tokenizer, special, self._workers)
+            results = await tokenize(request.texts, model.input_tokenizer, special, self._workers)
             tokens = sum(len(result.tokens) for result in results)
             current.get().accepted(model.name, model.version, tokens)
         return inference_pb2.TokenizeResponse(

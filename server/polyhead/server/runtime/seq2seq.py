@@ -133,7 +133,7 @@ class Seq2SeqDecoder:
             source_capacity + 1
         )  # so that no source is a whole chunk, which the prefix cache would keep
         self.vocabulary_size = manifest.limits.vocabulary_size
-        self._start = manifest.seq2seq.start_token_id
+        self.start_token_id = manifest.seq2seq.start_token_id
         self._encoder, self._decoder = (open_session(folder / graph.file) for graph in manifest.graphs)
         self._names = {node.name for node in self._decoder.get_inputs()}
         outputs = {node.name for node in self._decoder.get_outputs()}
@@ -168,7 +168,7 @@ class Seq2SeqDecoder:
                 self.memory.lanes[part.name][(at, *where)] = array[0]
             self.memory.lane_sources[at] = len(source)
         rows = len(chunks)
-        return self._step("lanes", lane, np.full(rows, self._start), np.zeros(rows, np.int32), top_k)
+        return self._step("lanes", lane, np.full(rows, self.start_token_id), np.zeros(rows, np.int32), top_k)
 
     def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0) -> StepOutput:
         """Append one token to each of B neighbouring slots from `first` on, which hold `past` (B,) tokens of source and answer; N
