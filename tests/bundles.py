@@ -6,6 +6,7 @@ Making them takes half a minute, so they are kept in the machine's temporary fol
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,13 @@ PAD, BEGIN, END = "<pad>", "<s>", "</s>"
 TEXTS = ["the cat sat on the mat and the dog sat on the cat"] * 4
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("export/polyhead/models", "export/polyhead/export", "server/polyhead/server/bundle.py", "tests/bundles.py")
+SOURCES = (
+    "export/polyhead/models",
+    "export/polyhead/export",
+    "server/polyhead/server/bundle.py",
+    "tests/bundles.py",
+    "tests/translators.py",
+)
 
 
 def models_folder() -> Path:
@@ -38,13 +45,17 @@ def torch_model(name: str) -> "Model":
     return load_checkpoint(_made() / "checkpoints" / name)[1]
 
 
-@cache
 def _made() -> Path:
-    """The folder with `checkpoints` and `models`, made if this machine has none for these sources."""
-    folder = Path(tempfile.gettempdir()) / f"polyhead-test-{fingerprint()}"
+    return kept("bundles", write_bundles)
+
+
+@cache
+def kept(name: str, write: Callable[[Path], None]) -> Path:
+    """The folder with `checkpoints` and `models` that `write` fills, made if this machine has none for these sources."""
+    folder = Path(tempfile.gettempdir()) / f"polyhead-test-{name}-{fingerprint()}"
     if not folder.exists():
         with tempfile.TemporaryDirectory(prefix="polyhead-test-") as made:
-            write_bundles(Path(made) / "made")
+            write(Path(made) / "made")
             with suppress(OSError):  # another run was faster
                 (Path(made) / "made").rename(folder)
     return folder

@@ -102,9 +102,19 @@ class GrammarCompiler:
     def _library_tokenizer(self) -> LLTokenizer:
         with self._lock:
             if self._tokenizer is None:
-                text = self._path.read_text("utf-8")
+                text = _readable(self._path.read_text("utf-8"))
                 self._tokenizer = LLTokenizer(text, n_vocab=self._vocabulary_size, eos_token=self._end_tokens)
             return self._tokenizer
+
+
+def _readable(tokenizer_json: str) -> str:
+    """The same tokens in a form that the library knows: it refuses tokens that are text as they stand, but takes them from
+    tokenizers that may write bytes as `<0x0A>`, too."""
+    document = json.loads(tokenizer_json)
+    if (document.get("decoder") or {}).get("type") != "Fuse":
+        return tokenizer_json
+    document["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
+    return json.dumps(document)
 
 
 def _grammar(constraint: Constraint) -> str:
