@@ -33,29 +33,33 @@ def main(argv: list[str]) -> int:
         print(USAGE, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     if argv[0] not in RECIPES:
-        return _fail(f"no recipe {argv[0]!r}; there are {', '.join(RECIPES)}", 2)
+        return _fail("polyhead train", f"no recipe {argv[0]!r}; there are {', '.join(RECIPES)}", 2)
+    return run_module(f"polyhead.train.{argv[0]}", "polyhead train", argv[1:], argv[0])
+
+
+def run_module(name: str, command: str, argv: list[str], *recipe: str) -> int:
+    """Run what a module does, as `command recipe`; returns the exit code, see main."""
     # Threads that wait for each other sleep instead of spinning: where other programs want the cores too, spinning made
     # a step on two threads seven times slower. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        recipe = cast(RecipeModule, import_module(f"polyhead.train.{argv[0]}"))  # a module imports torch: only now
-        parser = ArgumentParser(
-            f"polyhead train {argv[0]}", description=recipe.__doc__, formatter_class=RawDescriptionHelpFormatter
-        )
-        recipe.add_arguments(parser)
-        return recipe.run(parser.parse_args(argv[1:]))
+        module = cast(RecipeModule, import_module(name))  # it imports torch: only now
+        program = " ".join((command, *recipe))
+        parser = ArgumentParser(program, description=module.__doc__, formatter_class=RawDescriptionHelpFormatter)
+        module.add_arguments(parser)
+        return module.run(parser.parse_args(argv))
     except SystemExit as exit:  # argparse: --help or wrong usage
         return exit.code if isinstance(exit.code, int) else 2
     except KeyboardInterrupt:
-        return _fail("interrupted before the first step", 130)
+        return _fail(command, "interrupted before the first step", 130)
     except TrainError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(command, str(error), error.exit_code)
     except OSError as error:
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
+        return _fail(command, f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
 
 
-def _fail(text: str, code: int) -> int:
-    print(f"polyhead train: {text}", file=sys.stderr)
+def _fail(command: str, text: str, code: int) -> int:
+    print(f"{command}: {text}", file=sys.stderr)
     return code
 
 

@@ -112,7 +112,8 @@ class Seq2SeqRecipe:
 
     def evaluate(self, device: torch.device) -> dict[str, float]:
         """Of greedy answers to the validation part."""
-        pairs = self.corpus.validation[: self.settings.evaluation_pairs]
+        count, validation = self.settings.evaluation_pairs, self.corpus.validation
+        pairs = validation[:: -(-len(validation) // count)]  # spread evenly: files are often sorted by length
         return translation_figures(self.answers([pair.source for pair in pairs], device), [p.target for p in pairs])
 
     def answers(self, sources: Sequence[str], device: torch.device, beams: bool = False) -> list[str]:
@@ -123,6 +124,11 @@ class Seq2SeqRecipe:
                 answer_with_beams(self.model, self.vocabularies, self.settings, rows, device)
             )
         return self.vocabularies.decode(answer_greedily(self.model, self.vocabularies, rows, device))
+
+    def test_answers(self, beams: bool = False) -> list[str]:
+        """To the test part, on the device where the model is."""
+        sources = [pair.source for pair in self.corpus.test]
+        return self.answers(sources, next(self.model.parameters()).device, beams)
 
     def checkpoint_config(self, quality: dict[str, float]) -> CheckpointConfig:
         return CheckpointConfig(
@@ -195,10 +201,9 @@ def finish(recipe: Seq2SeqRecipe, result: Result, out: Path) -> str:
 
 def measure(recipe: Seq2SeqRecipe) -> dict[str, float]:
     """Figures of the test part: greedy, and of beam search, `beam_…`."""
-    device = next(recipe.model.parameters()).device
-    sources, references = [p.source for p in recipe.corpus.test], [p.target for p in recipe.corpus.test]
-    greedy = translation_figures(recipe.answers(sources, device), references)
-    beams = translation_figures(recipe.answers(sources, device, beams=True), references)
+    references = [pair.target for pair in recipe.corpus.test]
+    greedy = translation_figures(recipe.test_answers(), references)
+    beams = translation_figures(recipe.test_answers(beams=True), references)
     return {**greedy, **{f"beam_{name}": value for name, value in beams.items()}}
 
 

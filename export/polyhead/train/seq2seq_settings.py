@@ -104,9 +104,9 @@ _COMMON: dict[str, dict[str, Any]] = {
         ),
     },
     "sentences": {
-        "vocabulary": 4000, "shared_vocabulary": True, "batch_size": 64, "dropout": 0.2, "label_smoothing": 0.1,
+        "vocabulary": 3000, "shared_vocabulary": True, "batch_size": 64, "dropout": 0.2, "label_smoothing": 0.1,
         "loop": LoopSettings(
-            steps=6000, final_learning_rate=0.01, warmup_steps=400, beta2=0.98, weight_decay=0.01, eval_every=1000
+            steps=6000, final_learning_rate=0.01, warmup_steps=200, beta2=0.98, weight_decay=0.01, eval_every=1000
         ),
     },
 }  # fmt: skip

@@ -18,6 +18,9 @@ class Extra:
 
 EXTRAS = {
     "train": Extra("polyhead.train.__main__", "export", "train a model"),
+    "compare-attention": Extra(
+        "polyhead.train.compare_attention", "export", "train models with and without attention and draw how they differ"
+    ),
     "export": Extra("polyhead.export.__main__", "export", "turn a checkpoint into a bundle that the server reads"),
     "verify": Extra(
         "polyhead.export.verify_command", "export", "check a bundle, against its checkpoint if it is named"

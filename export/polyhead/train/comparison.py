@@ -1,0 +1,96 @@
+"""Trains four models at an equal budget and shows how good each is on short and on long sources: a recurrent model with a
+fixed context, one with attention, a deep one with attention, and a Transformer.
+
+Equal means: parameters within five per cent, and the same processor time, so that others on the machine change nothing.
+Leaves in --out a checkpoint of each model, comparison.json and comparison.png.
+"""
+
+import json
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from polyhead.train.comparison_report import Outcome, Unit, draw, figures_by_length, table
+from polyhead.train.contestants import Contestant, contestants
+from polyhead.train.errors import UsageError
+from polyhead.train.loop import Resume, train
+from polyhead.train.options import override
+from polyhead.train.pair_options import add_pair_arguments, read_corpus
+from polyhead.train.pairs import PairCorpus
+from polyhead.train.seq2seq import finish, make_recipe
+from polyhead.train.seq2seq_settings import Seq2SeqSettings, preset
+from polyhead.train.vocabularies import make_vocabularies
+
+DEFAULT_TASK = "reverse"
+MANY_STEPS = 1_000_000
+"""More than a budget allows: time ends the trainings."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_pair_arguments(parser, DEFAULT_TASK)
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--minutes", type=float, default=5.0, metavar="M", help="of processor time, for each model (5)")
+    group.add_argument("--out", type=Path, default=Path("runs/compare-attention"), metavar="DIR")
+    group.add_argument("--restart", action="store_true", help="replace the trainings in --out")
+    group.add_argument("--width", type=int, help="of the recurrent model with attention, after which the others go")
+    group.add_argument("--deep-layers", type=int, default=3, metavar="N", help="of the deep one (3)")
+    group.add_argument("--score", help="of attention: dot, scaled-dot, general, additive")
+    group.add_argument("--vocabulary", type=int, metavar="SIZE", help="of BPE tokens (0: characters)")
+    group.add_argument("--batch-size", type=int)
+    group.add_argument("--seed", type=int)
+
+
+def run(args: Namespace) -> int:
+    """Train all four, measure them and draw; prints a table."""
+    if not args.minutes > 0:
+        raise UsageError(f"--minutes must be above 0, not {args.minutes}")
+    corpus = read_corpus(args, DEFAULT_TASK)
+    base = "sentences" if args.data else "dates"
+    unit: Unit = "words" if args.data else "characters"
+    outcomes = []
+    for contestant in _contestants(args, base, corpus):
+        print(f"--- {contestant.name}: {contestant.parameters:,} parameters", flush=True)
+        outcomes.append(_try(contestant, corpus, args, unit))
+    figure = "bleu" if args.data else "exact_match"
+    write(args.out, corpus.name, outcomes, unit, figure)
+    print(table(outcomes, unit, figure))
+    print(f"comparison: {args.out / 'comparison.png'}, {args.out / 'comparison.json'}")
+    return 0
+
+
+def _contestants(args: Namespace, base: str, corpus: PairCorpus) -> list[Contestant]:
+    def change(settings: Seq2SeqSettings) -> Seq2SeqSettings:
+        names = ["vocabulary", "batch_size", *(() if settings.arch == "transformer" else ("width", "score"))]
+        settings = override(settings, Namespace(**{name: getattr(args, name) for name in names}))
+        loop = override(settings.loop, Namespace(steps=MANY_STEPS, max_seconds=args.minutes * 60, seed=args.seed))
+        return replace(settings, loop=loop)
+
+    plain = change(preset(base, "rnn-attention"))
+    made = make_vocabularies(corpus.training, plain.vocabulary, plain.shared_vocabulary, plain.lowercase)
+    return contestants(base, change, (made.source.get_vocab_size(), made.target.get_vocab_size()), args.deep_layers)
+
+
+def _try(contestant: Contestant, corpus: PairCorpus, args: Namespace, unit: Unit) -> Outcome:
+    recipe = make_recipe(contestant.settings, corpus)
+    out: Path = args.out / contestant.key
+    resume: Resume = "restart" if args.restart else "auto"
+    result = train(recipe, contestant.settings.loop, out, resume, clock=time.process_time)
+    print(finish(recipe, result, out), flush=True)
+    return Outcome(
+        contestant.name,
+        contestant.parameters,
+        result.steps,
+        result.seconds,
+        json.loads((out / "config.json").read_text("utf-8"))["quality"],
+        figures_by_length(corpus.test, recipe.test_answers(), unit),
+    )
+
+
+def write(out: Path, data: str, outcomes: Sequence[Outcome], unit: Unit, figure: str) -> None:
+    """comparison.json and comparison.png."""
+    document: dict[str, Any] = {"data": data, "unit": unit, "models": [asdict(outcome) for outcome in outcomes]}
+    (out / "comparison.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    draw(outcomes, out / "comparison.png", unit, figure, data)

@@ -1,0 +1,111 @@
+"""What a comparison shows: quality by the length of the source, as a table and as a picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from polyhead.train.pairs import Pair
+from polyhead.train.translation_metrics import translation_figures
+
+Unit = Literal["characters", "words"]
+BINS = 8
+LEAST_PAIRS = 20
+"""Lengths with fewer test pairs are shown together with the next shorter ones."""
+TITLES = {"exact_match": "exact match", "bleu": "BLEU", "chrf": "chrF"}
+
+
+@dataclass(frozen=True)
+class LengthFigures:
+    """Of test pairs whose sources are `shortest` to `longest` units long."""
+
+    shortest: int
+    longest: int
+    pairs: int
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a contestant came to."""
+
+    name: str
+    parameters: int
+    steps: int
+    processor_seconds: float
+    quality: dict[str, float]
+    by_length: list[LengthFigures]
+
+
+def source_length(text: str, unit: Unit) -> int:
+    return len(text.split()) if unit == "words" else len(text)
+
+
+def figures_by_length(pairs: Sequence[Pair], answers: Sequence[str], unit: Unit) -> list[LengthFigures]:
+    """Figures for each of about BINS ranges of equal width, shortest first."""
+    lengths = [source_length(pair.source, unit) for pair in pairs]
+    found = []
+    for low, high in _ranges(lengths):
+        chosen = [i for i, length in enumerate(lengths) if low <= length <= high]
+        figures = translation_figures([answers[i] for i in chosen], [pairs[i].target for i in chosen])
+        found.append(LengthFigures(low, high, len(chosen), figures))
+    return found
+
+
+def _ranges(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    low, high = min(lengths), max(lengths)
+    width = max(1, -(-(high - low + 1) // BINS))
+    ranges: list[tuple[int, int]] = []
+    for start in range(low, high + 1, width):
+        end = min(start + width - 1, high)
+        if ranges and sum(start <= length <= end for length in lengths) < LEAST_PAIRS:
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((start, end))
+    return ranges
+
+
+def table(outcomes: Sequence[Outcome], unit: Unit, figure: str) -> str:
+    """Each model's size and figures, then one of the figures for each range of lengths."""
+    rows = [["", "parameters", "steps", "processor s", "exact match", "chrF", "BLEU", "beam BLEU"]]
+    for o in outcomes:
+        numbers = [f"{o.parameters:,}", f"{o.steps:,}", f"{o.processor_seconds:.0f}", f"{o.quality['exact_match']:.3f}"]
+        rows.append([o.name, *numbers, *(f"{o.quality[name]:.1f}" for name in ("chrf", "bleu", "beam_bleu"))])
+    ranges = [f"{b.shortest}–{b.longest}" for b in outcomes[0].by_length]
+    places = 3 if figure == "exact_match" else 1
+    lines = [[f"{TITLES[figure]} at {unit}", *ranges]]
+    lines += [[o.name, *(f"{b.figures[figure]:.{places}f}" for b in o.by_length)] for o in outcomes]
+    lines.append(["test pairs", *(str(b.pairs) for b in outcomes[0].by_length)])
+    return f"{_aligned(rows)}\n\n{_aligned(lines)}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    )
+
+
+def draw(outcomes: Sequence[Outcome], path: Path, unit: Unit, figure: str, data: str) -> None:
+    """A line for each model over the length of the source, as in Bahdanau et al. 2014, figure 2."""
+    from matplotlib.figure import Figure  # takes half a second to import; needed once, at the end
+
+    picture = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    axes = picture.subplots()
+    styles = zip(outcomes, ("tab:red", "tab:blue", "tab:green", "tab:purple"), "osD^", strict=False)
+    for outcome, colour, marker in styles:
+        middles = [(b.shortest + b.longest) / 2 for b in outcome.by_length]
+        values = [b.figures[figure] for b in outcome.by_length]
+        axes.plot(middles, values, color=colour, marker=marker, markersize=4, label=outcome.name)
+    axes.set_xlabel(f"length of the source, {unit}")
+    axes.set_ylabel(TITLES[figure])
+    axes.set_ylim(bottom=0)
+    axes.set_title(data, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    partial = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    picture.savefig(partial)
+    partial.replace(path)
