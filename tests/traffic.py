@@ -17,6 +17,7 @@ from polyhead.server.bundle import Bundle
 from polyhead.server.constraints import Constraint, Grammar, Kind
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import (
+    BeamOptions,
     Counts,
     FinishReason,
     GenerationRequest,
@@ -50,6 +51,8 @@ class Whole(NamedTuple):
     reason: FinishReason | None
     prompt_logprobs: tuple[TokenLogprob, ...]
     counts: Counts | None
+    score: float | None = None
+    """Of an answer that beam search found."""
 
 
 def whole(pieces: list[Piece]) -> Whole:
@@ -60,6 +63,7 @@ def whole(pieces: list[Piece]) -> Whole:
         pieces[-1].finish_reason,
         pieces[0].prompt_logprobs,
         pieces[-1].counts,
+        pieces[-1].score,
     )
 
 
@@ -73,13 +77,13 @@ def grammar(kind: Kind, text: str) -> Grammar:
 
 
 async def samples(engine: Generator, request: GenerationRequest, seen: asyncio.Semaphore | None = None) -> list[Whole]:
-    """All samples of a request, put together; `seen` is released once a piece."""
+    """All samples of a request, or answers of its search, put together; `seen` is released once a piece."""
     pieces: list[list[Piece]] = [[] for _ in range(request.samples)]
     async for piece in engine.submit(request):
         pieces[piece.sample_index].append(piece)
         if seen:
             seen.release()
-    return [whole(parts) for parts in pieces]
+    return [whole(parts) for parts in pieces if parts]  # beams may find fewer answers than were asked for
 
 
 SHARED = tuple(range(40, 40 + 2 * CHUNK))
@@ -91,7 +95,7 @@ PROMPTS = st.builds(
     st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3 * CHUNK + 2),
 )
 
-REQUESTS = st.builds(
+PLAIN = st.builds(
     GenerationRequest,
     prompt=PROMPTS,
     sampling=st.builds(
@@ -119,6 +123,24 @@ REQUESTS = st.builds(
     grammar=st.sampled_from([None, None, "[a-z]{2,9}( [0-9]+)?"]).map(lambda r: r and grammar("regex", r)),
     priority=st.sampled_from([0, 0, 1]),
 )
+
+
+SEARCHES = st.builds(
+    lambda request, width, samples, length_penalty, early_stopping: replace(
+        request,
+        sampling=Sampling(seed=0, temperature=0.0, bad_words=request.sampling.bad_words),
+        stopping=replace(request.stopping, stop=()),
+        samples=min(samples, width),
+        beam_search=BeamOptions(width, length_penalty, early_stopping),
+    ),
+    PLAIN,
+    width=st.integers(1, 3),
+    samples=st.integers(1, 3),
+    length_penalty=st.sampled_from([0.0, 1.0, -1.0]),
+    early_stopping=st.booleans(),
+)
+
+REQUESTS = st.one_of(PLAIN, PLAIN, PLAIN, SEARCHES)
 
 
 @dataclass(frozen=True)
