@@ -77,7 +77,7 @@ def bits(answer: Answer) -> object:
 async def test_a_greedy_answer_is_that_of_torch(translating: Running, model: str) -> None:
     folder = translators_folder() / model / "1"
     read = tokenizers.Tokenizer.from_file(str(folder / "source_tokenizer.json"))
-    begin, end = (read.token_to_id(token) for token in ("<s>", "</s>"))
+    begin, end = (int(read.token_to_id(token) or 0) for token in ("<s>", "</s>"))
     for source in SOURCES:
         ids = read.encode(source).ids
         answer = await ask(translating, request(model, source))
