@@ -99,12 +99,12 @@ _COMMON: dict[str, dict[str, Any]] = {
     "dates": {
         "vocabulary": 0, "shared_vocabulary": False, "lowercase": True, "batch_size": 128, "dropout": 0.0,
         "loop": LoopSettings(
-            steps=1500, final_learning_rate=0.01, warmup_steps=100, beta2=0.98, weight_decay=0.01, eval_every=500,
+            steps=2000, final_learning_rate=0.01, warmup_steps=100, beta2=0.98, weight_decay=0.01, eval_every=500,
             max_seconds=170,
         ),
     },
     "sentences": {
-        "vocabulary": 3000, "shared_vocabulary": True, "batch_size": 64, "dropout": 0.2, "label_smoothing": 0.1,
+        "vocabulary": 3000, "shared_vocabulary": True, "batch_size": 64, "dropout": 0.1, "label_smoothing": 0.1,
         "loop": LoopSettings(
             steps=6000, final_learning_rate=0.01, warmup_steps=200, beta2=0.98, weight_decay=0.01, eval_every=1000
         ),
@@ -113,11 +113,11 @@ _COMMON: dict[str, dict[str, Any]] = {
 _SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dates": (
         {"width": 160, "embedding_size": 96, "learning_rate": 3e-3},
-        {"width": 128, "layers": 2, "hidden": 384, "learning_rate": 2e-3},
+        {"width": 96, "layers": 2, "hidden": 192, "batch_size": 64, "learning_rate": 3e-3},
     ),
     "sentences": (
-        {"width": 256, "embedding_size": 256, "score": "general", "learning_rate": 1e-3},
-        {"width": 256, "layers": 2, "hidden": 768, "learning_rate": 1e-3},
+        {"width": 256, "embedding_size": 128, "score": "general", "learning_rate": 2e-3},
+        {"width": 160, "layers": 2, "hidden": 320, "learning_rate": 2e-3},
     ),
 }
 """Of recurrent models, and of Transformers."""

@@ -18,6 +18,7 @@ from polyhead.models.checkpoint import (
 )
 from polyhead.models.encoder import ClassifierConfig, EmbedderConfig
 from polyhead.models.gpt import GPTConfig
+from polyhead.models.seq2seq import RNNSeq2SeqConfig, TransformerSeq2SeqConfig
 
 ENCODER = {"vocabulary_size": 20, "max_tokens": 8, "layers": 1, "heads": 2, "width": 8, "hidden": 16}
 CONFIGS = [
@@ -28,6 +29,12 @@ CONFIGS = [
         special_tokens=SpecialTokens(bos="<|bos|>", eos=("<|eos|>", "ø")),
         quality={"validation_loss": 1.5},
         training={"recipe": "gpt", "steps": 10},
+    ),
+    CheckpointConfig("generate", "rnn-seq2seq", asdict(RNNSeq2SeqConfig(20, 24, width=8, embedding_size=8))),
+    CheckpointConfig(
+        "generate",
+        "transformer-seq2seq",
+        asdict(TransformerSeq2SeqConfig(20, 24, layers=1, heads=1, width=8, hidden=16)),
     ),
     CheckpointConfig("classify", "encoder", asdict(ClassifierConfig(**ENCODER, classes=2)), labels=("no", "ja")),
     CheckpointConfig(

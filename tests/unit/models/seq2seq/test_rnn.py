@@ -1,0 +1,143 @@
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from polyhead.models.seq2seq import RNNSeq2Seq, RNNSeq2SeqConfig
+from polyhead.models.seq2seq.rnn_config import AttentionScore, Cell
+from tests.unit.models.seq2seq.sources import SOURCES, TARGETS, padded_sources, targets
+
+CONFIG = RNNSeq2SeqConfig(SOURCES, TARGETS, width=16, embedding_size=8)
+SCORES: tuple[AttentionScore, ...] = ("none", "dot", "scaled-dot", "general", "additive")
+CELLS: tuple[Cell, ...] = ("gru", "lstm")
+
+
+def build(**changes: Any) -> RNNSeq2Seq:
+    torch.manual_seed(0)
+    return RNNSeq2Seq(replace(CONFIG, **changes)).eval()
+
+
+VARIANTS: list[dict[str, Any]] = [
+    *({"attention": score, "cell": cell} for score, cell in itertools.product(SCORES, CELLS)),
+    {"bidirectional": False},
+    {"layers": 3, "residual": True, "cell": "lstm"},
+    {"input_feeding": True, "layers": 2, "attention": "general"},
+    {"input_feeding": True, "cell": "lstm"},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_steps_give_what_a_whole_target_gives(changes: dict[str, Any]) -> None:
+    model = build(**changes)
+    (source, lengths), target = padded_sources(6, 1, 9), targets(3, 5)
+    with torch.inference_mode():
+        whole = model(source, lengths, target)
+        memory, state = model.encode(source, lengths)
+        for t in range(5):
+            logits, state, weights = model.step(target[:, t], lengths, memory, state)
+            assert_close(logits, whole.logits[:, t])
+            if weights is None:
+                assert whole.weights is None
+            else:
+                assert_close(weights, whole.weights[:, t])
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_padding_and_other_rows_change_nothing(changes: dict[str, Any]) -> None:
+    model = build(**changes)
+    (source, lengths), target = padded_sources(6, 1, 9, padding=3), targets(3, 4)
+    with torch.inference_mode():
+        batch = model(source, lengths, target)
+        for row, length in enumerate(lengths.tolist()):
+            one = slice(row, row + 1)
+            alone = model(source[one, :length], lengths[one], target[one])
+            assert_close(alone.logits[0], batch.logits[row])
+            if alone.weights is not None:
+                assert_close(alone.weights[0], batch.weights[row, :, :length])
+                assert not batch.weights[row, :, length:].any()
+
+
+def test_weights_sum_to_one() -> None:
+    (source, lengths), target = padded_sources(6, 2), targets(2, 3)
+    weights = build()(source, lengths, target).weights
+    assert weights.shape == (2, 3, 6)
+    assert_close(weights.sum(-1), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("score", "count"), [("none", 0), ("dot", 1), ("scaled-dot", 1), ("general", 2), ("additive", 2)]
+)
+def test_memory_has_the_source_at_dimension_1_and_state_has_no_time(score: AttentionScore, count: int) -> None:
+    (source, lengths) = padded_sources(6, 2)
+    encoded = build(attention=score, cell="lstm", layers=2, input_feeding=score != "none").encode(source, lengths)
+    assert [tensor.shape for tensor in encoded.memory] == [(2, 6, 16)] * count
+    fed = [] if score == "none" else [(2, 8)]
+    assert [tensor.shape for tensor in encoded.state] == [(2, 2, 16), (2, 2, 16), *fed]
+
+
+def test_a_fixed_context_is_all_that_the_decoder_knows_of_the_source() -> None:
+    model = build(attention="none")
+    (source, lengths), target = padded_sources(6, 4), targets(2, 3)
+    memory, state = model.encode(source, lengths)
+    assert memory == ()
+    assert torch.equal(model.step(target[:, 0], lengths, memory, state).logits,
+                       model.step(target[:, 0], lengths + 1, memory, state).logits)  # fmt: skip
+
+
+def test_its_own_choices_replace_what_it_reads_by_their_share() -> None:
+    """With a share of 1 only the begin token is read; what comes then is what it writes greedily."""
+    model = build()
+    (source, lengths), target = padded_sources(6, 4, 5), targets(3, 8)
+    with torch.inference_mode():
+        own = model(source, lengths, target, own_share=1.0).logits.argmax(-1)
+        changed = model(source, lengths, torch.cat((target[:, :1], target[:, 1:] * 0), 1), own_share=1.0)
+    assert torch.equal(own, changed.logits.argmax(-1))
+    for row in range(3):
+        one = slice(row, row + 1)
+        assert model.greedy(source[one], lengths[one], 8, int(target[row, 0]), eos=-1) == [own[row].tolist()]
+
+
+def test_greedy_answers_end_before_the_end_token_or_at_the_limit() -> None:
+    model = build()
+    source, lengths = padded_sources(6, 4, 5)
+    free = model.greedy(source, lengths, 10, bos=1, eos=-1)
+    assert [len(answer) for answer in free] == [10, 10, 10]
+    end = free[0][3]
+    for answer, ended in zip(free, model.greedy(source, lengths, 10, bos=1, eos=end), strict=True):
+        assert ended == (answer[: answer.index(end)] if end in answer else answer)
+
+
+def test_every_weight_learns() -> None:
+    for changes in VARIANTS:
+        model = build(**changes).train()
+        (source, lengths), target = padded_sources(6, 4, 5), targets(3, 4)
+        model(source, lengths, target).logits.square().sum().backward()
+        without = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+        assert without == []
+
+
+def test_one_vocabulary_has_one_matrix() -> None:
+    shared = RNNSeq2Seq(RNNSeq2SeqConfig(SOURCES, SOURCES, width=16, embedding_size=8, share_embeddings=True))
+    assert [name for name in shared.state_dict() if "embedding" in name] == ["embedding.weight"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cell": "rnn"}, "cell must be one of gru, lstm, not 'rnn'"),
+        ({"attention": "cosine"}, "attention must be one of none, dot, scaled-dot, general, additive, not 'cosine'"),
+        ({"layers": 0}, "layers must be at least 1, not 0"),
+        ({"width": 20}, "width must be a multiple of 8, not 20"),
+        ({"attention": "none", "input_feeding": True}, "input_feeding needs attention, and attention is none"),
+        (
+            {"share_embeddings": True},
+            "share_embeddings needs one vocabulary, not 20 source tokens and 24 target tokens",
+        ),
+    ],
+)
+def test_contradictory_sizes_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **changes)
