@@ -24,6 +24,7 @@ from polyhead.client.errors import (
 )
 from polyhead.client.requests import Message
 from polyhead.client.results import (
+    Alignment,
     Classification,
     ClassifyResult,
     EmbedResult,
@@ -44,6 +45,7 @@ from polyhead.client.sync import Client, GenerationStream
 __all__ = [
     "DEFAULT_TARGET",
     "DEFAULT_TIMEOUT",
+    "Alignment",
     "AsyncClient",
     "AsyncGenerationStream",
     "Cancelled",

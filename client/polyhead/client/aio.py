@@ -67,6 +67,9 @@ class AsyncGenerationStream(AnswerStream, AsyncIterator[Piece]):
         while not self._closed:
             try:
                 return self._add(await anext(self._messages))
+            except StopAsyncIteration:
+                self._ended = True
+                raise
             except grpc.RpcError as error:
                 await self._call_again_in(self._delay_after(error))
             except asyncio.CancelledError:
@@ -85,13 +88,14 @@ class AsyncGenerationStream(AnswerStream, AsyncIterator[Piece]):
             self._start()
 
     async def result(self) -> Generation:
-        """The whole answer of a request for one sample, as `results` gives it; ValueError if there are several."""
+        """The whole answer of a request for one sample, of a beam search the best; ValueError if the request asks for
+        several."""
         self._only_one()
         return (await self.results())[0]
 
     async def results(self) -> tuple[Generation, ...]:
-        """Reads what is still to come and returns each sample's whole answer, by sample index; raises Cancelled if the
-        stream was closed before its end.
+        """Reads what is still to come and returns each sample's whole answer, by sample index, of a beam search best first;
+        raises Cancelled if the stream was closed before its end.
         """
         async for _ in self:
             pass

@@ -77,6 +77,16 @@ class GenerateOptions(TypedDict, total=False):
     """Guess next tokens from prompt and answer, several at once: faster where text repeats, but near ties may fall otherwise."""
     priority: int | None
     """-100 to 100: requests of higher priority leave the server's queue first."""
+    beam_width: int | None
+    """1 to 32: search for the likeliest answers with so many beams instead of choosing token by token. The best answer comes
+    first; `samples` says how many to send, of which there may be fewer. Not together with what samples, `stop` or
+    `prompt_lookup`."""
+    length_penalty: float | None
+    """-10 to 10: an answer's score is the sum of its log-probabilities over its length to this power. Only with beam_width."""
+    early_stopping: bool | None
+    """End the search as soon as `beam_width` answers are complete. Only with beam_width."""
+    return_alignment: bool | None
+    """What each token of the answer attended to in the source, of sequence-to-sequence models with attention."""
     add_generation_prompt: bool | None
     """With messages: begin the assistant's next turn. Default true."""
     continue_final_message: bool | None
@@ -97,7 +107,8 @@ _SAMPLING = (
 _PAIR = ("text", "text_pair")
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos")
 _CHAT = ("add_generation_prompt", "continue_final_message")
-_REQUEST = ("logprobs", "prompt_logprobs", "samples", "prompt_lookup", "priority", *_CHAT)
+_REQUEST = ("logprobs", "prompt_logprobs", "samples", "prompt_lookup", "priority", "return_alignment", *_CHAT)
+_BEAMS = ("length_penalty", "early_stopping")
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "choices")
 
 
@@ -110,7 +121,7 @@ def generate_request(
     messages: Sequence[Message] | None = None,
 ) -> inference_pb2.GenerateRequest:
     """Raises TypeError for an option that there is not or that has a wrong type, InvalidInput for one out of its field's range
-    and unless either a prompt or messages are given."""
+    or that lacks the one it belongs to, and unless either a prompt or messages are given."""
     if unknown := options.keys() - GenerateOptions.__annotations__.keys():
         raise TypeError(f"generate() has no option {', '.join(sorted(unknown))}")
     request = inference_pb2.GenerateRequest()
@@ -123,6 +134,7 @@ def generate_request(
     _extend(request.sampling.bad_words, "sampling.bad_words", options.get("bad_words"))
     if (bias := options.get("logit_bias")) is not None:
         _update(request.sampling.logit_bias, "sampling.logit_bias", bias)
+    _search(request, options)
     _constrain(request, options)
     return request
 
@@ -211,6 +223,16 @@ def _update(values: Any, path: str, given: Mapping[int, float]) -> None:
         values.update(given)
     except (TypeError, ValueError) as error:
         raise _refusal(path, given, error) from error
+
+
+def _search(request: inference_pb2.GenerateRequest, options: GenerateOptions) -> None:
+    width = options.get("beam_width")
+    for name in _BEAMS:
+        if width is None and options.get(name) is not None:
+            raise _invalid(f"beam_search.{name}", "must not be set without beam_width")
+    if width is not None:
+        request.beam_search.SetInParent()  # so that a width of 0 is the server's to refuse
+        _fill(request.beam_search, "beam_search.", ("width", *_BEAMS), {**options, "width": width})
 
 
 def _constrain(request: inference_pb2.GenerateRequest, options: GenerateOptions) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TypedDict
 
 from polyhead.client.results import (
+    Alignment,
     Classification,
     ClassifyResult,
     EmbedResult,
@@ -54,6 +55,8 @@ def piece(message: inference_pb2.GenerateResponse) -> Piece:
         _usage(message.usage),
         _timing(message.timing),
         of_prompt,
+        message.score if message.HasField("score") else None,
+        _alignment(message.alignment) if message.HasField("alignment") else None,
     )
 
 
@@ -97,6 +100,7 @@ def model(message: model_pb2.Model) -> Model:
         aliases={alias.name: alias.share for alias in message.aliases},
         on_demand=message.on_demand,
         memory_bytes=message.memory_bytes,
+        max_answer_tokens=message.max_answer_tokens,
     )
 
 
@@ -119,6 +123,12 @@ def _envelope(
         usage=_usage(message.usage),
         timing=_timing(message.timing),
     )
+
+
+def _alignment(message: inference_pb2.Alignment) -> Alignment:
+    source, target, weights = tuple(message.source_tokens), tuple(message.target_tokens), tuple(message.weights)
+    rows = (weights[row * len(source) : (row + 1) * len(source)] for row in range(len(target)))
+    return Alignment(source, target, tuple(rows))
 
 
 def _labels(messages: Iterable[inference_pb2.LabelScore]) -> tuple[LabelScore, ...]:

@@ -43,6 +43,18 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Alignment:
+    """How much each token of an answer attended to each token of its source: the mean over the heads of the decoder's last
+    layer. `polyhead.client.alignment` draws it."""
+
+    source_tokens: tuple[str, ...]
+    """As the vocabulary writes them; so are target_tokens."""
+    target_tokens: tuple[str, ...]
+    weights: tuple[tuple[float, ...], ...]
+    """A row for each target token with a number for each source token, 0 to 1 and together 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """What one message added to an answer. Each sample's last piece has finish_reason, usage and timing."""
 
@@ -56,6 +68,10 @@ class Piece:
     timing: Timing | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """In the first piece of sample 0 if asked for: of the prompt's second token and those after it."""
+    score: float | None = None
+    """In each sample's last piece if beam search was asked for: what answers are sorted by, highest first."""
+    alignment: Alignment | None = None
+    """In each sample's last piece if asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +101,10 @@ class Generation(Answer):
     """Which of the request's samples this is."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the prompt's second token and those after it, if asked for; only sample 0 has them."""
+    score: float | None = None
+    """If beam search was asked for: what answers are sorted by, highest first."""
+    alignment: Alignment | None = None
+    """If asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +187,7 @@ class Model:
     """`generate`, `classify` or `embed`; None while its manifest could not be read."""
     architecture: str
     max_tokens: int
-    """Longest input that the server takes, and for a decoder with its answer."""
+    """Longest input that the server takes, and for a decoder with its answer; in tokens."""
     load_seconds: float
     bundle: bundle_pb2.Bundle | None = field(default=None, hash=False, repr=False)
     """The whole manifest; only from `model(name)`."""
@@ -177,3 +197,5 @@ class Model:
     """Loaded at its first request, and unloaded when others need its memory."""
     memory_bytes: int = 0
     """What it takes in memory, estimated; 0 while it is not there."""
+    max_answer_tokens: int = 0
+    """Longest answer of a sequence-to-sequence model, whose max_tokens is the longest source; 0 of others."""

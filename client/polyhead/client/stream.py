@@ -16,6 +16,9 @@ class AnswerStream:
         self._request = request
         self._attempts = attempts
         self._samples = request.samples or 1
+        self._searches = request.HasField("beam_search")
+        self._ended = False
+        """Whether the server has said all."""
         self._pieces: list[Piece] = []
         self._failure: PolyheadError | None = None
         self._closed = False
@@ -72,7 +75,10 @@ class AnswerStream:
         """Every sample's answer from a stream that has ended; raises what it failed with."""
         if self._failure:
             raise self._failure
-        return tuple(map(self._generation, range(self._samples)))
+        samples = self._samples
+        if self._searches and self._ended:  # a search may find fewer answers than were asked for, but at least one
+            samples = 1 + max((piece.sample_index for piece in self._pieces), default=0)
+        return tuple(map(self._generation, range(samples)))
 
     def _generation(self, sample_index: int) -> Generation:
         pieces = [piece for piece in self._pieces if piece.sample_index == sample_index]
@@ -95,4 +101,6 @@ class AnswerStream:
             seed=self._seed or 0,
             sample_index=sample_index,
             prompt_logprobs=tuple(logprob for piece in pieces for logprob in piece.prompt_logprobs),
+            score=last.score,
+            alignment=last.alignment,
         )

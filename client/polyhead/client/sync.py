@@ -56,6 +56,9 @@ class GenerationStream(AnswerStream, Iterator[Piece]):
         while not self._closed:
             try:
                 return self._add(next(self._call))
+            except StopIteration:
+                self._ended = True
+                raise
             except grpc.RpcError as error:
                 if self._closed:  # by another thread, while this one waited
                     break
@@ -69,13 +72,14 @@ class GenerationStream(AnswerStream, Iterator[Piece]):
                 self._call = self._method(self._request, timeout=self._attempts.remaining())
 
     def result(self) -> Generation:
-        """The whole answer of a request for one sample, as `results` gives it; ValueError if there are several."""
+        """The whole answer of a request for one sample, of a beam search the best; ValueError if the request asks for
+        several."""
         self._only_one()
         return (self.results())[0]
 
     def results(self) -> tuple[Generation, ...]:
-        """Reads what is still to come and returns each sample's whole answer, by sample index; raises Cancelled if the
-        stream was closed before its end.
+        """Reads what is still to come and returns each sample's whole answer, by sample index, of a beam search best first;
+        raises Cancelled if the stream was closed before its end.
         """
         for _ in self:
             pass

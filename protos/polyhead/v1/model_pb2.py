@@ -25,39 +25,39 @@ _sym_db = _symbol_database.Default()
 from polyhead.v1 import bundle_pb2 as polyhead_dot_v1_dot_bundle__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17polyhead/v1/model.proto\x12\x0bpolyhead.v1\x1a\x18polyhead/v1/bundle.proto\"\xc2\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.polyhead.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1f\n\x04task\x18\x05 \x01(\x0e\x32\x11.polyhead.v1.Task\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x14\n\x0cload_seconds\x18\x08 \x01(\x01\x12(\n\x06\x62undle\x18\t \x01(\x0b\x32\x13.polyhead.v1.BundleH\x00\x88\x01\x01\x12#\n\x07\x61liases\x18\n \x03(\x0b\x32\x12.polyhead.v1.Alias\x12\x11\n\ton_demand\x18\x0b \x01(\x08\x12\x14\n\x0cmemory_bytes\x18\x0c \x01(\x04\x42\t\n\x07_bundle\"$\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.polyhead.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.polyhead.v1.Model\"1\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.polyhead.v1.Model\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x15\n\x13UnloadModelResponse\"3\n\x12ReloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"8\n\x13ReloadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.polyhead.v1.Model*\xa6\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x04\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x05\x32\x96\x03\n\x0cModelService\x12M\n\nListModels\x12\x1e.polyhead.v1.ListModelsRequest\x1a\x1f.polyhead.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.polyhead.v1.GetModelRequest\x1a\x1d.polyhead.v1.GetModelResponse\x12J\n\tLoadModel\x12\x1d.polyhead.v1.LoadModelRequest\x1a\x1e.polyhead.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.polyhead.v1.UnloadModelRequest\x1a .polyhead.v1.UnloadModelResponse\x12P\n\x0bReloadModel\x12\x1f.polyhead.v1.ReloadModelRequest\x1a .polyhead.v1.ReloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17polyhead/v1/model.proto\x12\x0bpolyhead.v1\x1a\x18polyhead/v1/bundle.proto\"\xdd\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.polyhead.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1f\n\x04task\x18\x05 \x01(\x0e\x32\x11.polyhead.v1.Task\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x14\n\x0cload_seconds\x18\x08 \x01(\x01\x12(\n\x06\x62undle\x18\t \x01(\x0b\x32\x13.polyhead.v1.BundleH\x00\x88\x01\x01\x12#\n\x07\x61liases\x18\n \x03(\x0b\x32\x12.polyhead.v1.Alias\x12\x11\n\ton_demand\x18\x0b \x01(\x08\x12\x14\n\x0cmemory_bytes\x18\x0c \x01(\x04\x12\x19\n\x11max_answer_tokens\x18\r \x01(\rB\t\n\x07_bundle\"$\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.polyhead.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.polyhead.v1.Model\"1\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"6\n\x11LoadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.polyhead.v1.Model\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x15\n\x13UnloadModelResponse\"3\n\x12ReloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"8\n\x13ReloadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.polyhead.v1.Model*\xa6\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x04\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x05\x32\x96\x03\n\x0cModelService\x12M\n\nListModels\x12\x1e.polyhead.v1.ListModelsRequest\x1a\x1f.polyhead.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.polyhead.v1.GetModelRequest\x1a\x1d.polyhead.v1.GetModelResponse\x12J\n\tLoadModel\x12\x1d.polyhead.v1.LoadModelRequest\x1a\x1e.polyhead.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.polyhead.v1.UnloadModelRequest\x1a .polyhead.v1.UnloadModelResponse\x12P\n\x0bReloadModel\x12\x1f.polyhead.v1.ReloadModelRequest\x1a .polyhead.v1.ReloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'polyhead.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=908
-  _globals['_MODELSTATE']._serialized_end=1074
+  _globals['_MODELSTATE']._serialized_start=935
+  _globals['_MODELSTATE']._serialized_end=1101
   _globals['_MODEL']._serialized_start=67
-  _globals['_MODEL']._serialized_end=389
-  _globals['_ALIAS']._serialized_start=391
-  _globals['_ALIAS']._serialized_end=427
-  _globals['_LISTMODELSREQUEST']._serialized_start=429
-  _globals['_LISTMODELSREQUEST']._serialized_end=448
-  _globals['_LISTMODELSRESPONSE']._serialized_start=450
-  _globals['_LISTMODELSRESPONSE']._serialized_end=506
-  _globals['_GETMODELREQUEST']._serialized_start=508
-  _globals['_GETMODELREQUEST']._serialized_end=556
-  _globals['_GETMODELRESPONSE']._serialized_start=558
-  _globals['_GETMODELRESPONSE']._serialized_end=611
-  _globals['_LOADMODELREQUEST']._serialized_start=613
-  _globals['_LOADMODELREQUEST']._serialized_end=662
-  _globals['_LOADMODELRESPONSE']._serialized_start=664
-  _globals['_LOADMODELRESPONSE']._serialized_end=718
-  _globals['_UNLOADMODELREQUEST']._serialized_start=720
-  _globals['_UNLOADMODELREQUEST']._serialized_end=771
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=773
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=794
-  _globals['_RELOADMODELREQUEST']._serialized_start=796
-  _globals['_RELOADMODELREQUEST']._serialized_end=847
-  _globals['_RELOADMODELRESPONSE']._serialized_start=849
-  _globals['_RELOADMODELRESPONSE']._serialized_end=905
-  _globals['_MODELSERVICE']._serialized_start=1077
-  _globals['_MODELSERVICE']._serialized_end=1483
+  _globals['_MODEL']._serialized_end=416
+  _globals['_ALIAS']._serialized_start=418
+  _globals['_ALIAS']._serialized_end=454
+  _globals['_LISTMODELSREQUEST']._serialized_start=456
+  _globals['_LISTMODELSREQUEST']._serialized_end=475
+  _globals['_LISTMODELSRESPONSE']._serialized_start=477
+  _globals['_LISTMODELSRESPONSE']._serialized_end=533
+  _globals['_GETMODELREQUEST']._serialized_start=535
+  _globals['_GETMODELREQUEST']._serialized_end=583
+  _globals['_GETMODELRESPONSE']._serialized_start=585
+  _globals['_GETMODELRESPONSE']._serialized_end=638
+  _globals['_LOADMODELREQUEST']._serialized_start=640
+  _globals['_LOADMODELREQUEST']._serialized_end=689
+  _globals['_LOADMODELRESPONSE']._serialized_start=691
+  _globals['_LOADMODELRESPONSE']._serialized_end=745
+  _globals['_UNLOADMODELREQUEST']._serialized_start=747
+  _globals['_UNLOADMODELREQUEST']._serialized_end=798
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=800
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=821
+  _globals['_RELOADMODELREQUEST']._serialized_start=823
+  _globals['_RELOADMODELREQUEST']._serialized_end=874
+  _globals['_RELOADMODELRESPONSE']._serialized_start=876
+  _globals['_RELOADMODELRESPONSE']._serialized_end=932
+  _globals['_MODELSERVICE']._serialized_start=1104
+  _globals['_MODELSERVICE']._serialized_end=1510
 # @@protoc_insertion_point(module_scope)

@@ -67,6 +67,7 @@ class Model(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     ON_DEMAND_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_ANSWER_TOKENS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     state: Global___ModelState.ValueType
@@ -83,6 +84,8 @@ class Model(_message.Message):
     """Loaded at its first request, and unloaded when others need its memory."""
     memory_bytes: _builtins.int
     """What it takes in memory, estimated from its weights and slots; in bytes. 0 while it is not there."""
+    max_answer_tokens: _builtins.int
+    """Longest answer of a sequence-to-sequence model, whose max_tokens is the longest source; in tokens. 0 of others."""
     @_builtins.property
     def bundle(self) -> _bundle_pb2.Bundle:
         """Only in GetModelResponse."""
@@ -106,10 +109,11 @@ class Model(_message.Message):
         aliases: _abc.Iterable[Global___Alias] | None = ...,
         on_demand: _builtins.bool = ...,
         memory_bytes: _builtins.int = ...,
+        max_answer_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bundle", b"_bundle", "bundle", b"bundle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bundle", b"_bundle", "aliases", b"aliases", "architecture", b"architecture", "bundle", b"bundle", "load_seconds", b"load_seconds", "max_tokens", b"max_tokens", "memory_bytes", b"memory_bytes", "name", b"name", "on_demand", b"on_demand", "reason", b"reason", "state", b"state", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bundle", b"_bundle", "aliases", b"aliases", "architecture", b"architecture", "bundle", b"bundle", "load_seconds", b"load_seconds", "max_answer_tokens", b"max_answer_tokens", "max_tokens", b"max_tokens", "memory_bytes", b"memory_bytes", "name", b"name", "on_demand", b"on_demand", "reason", b"reason", "state", b"state", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bundle: _TypeAlias = _typing.Literal["bundle"]  # noqa: Y015
     _WhichOneofArgType__bundle: _TypeAlias = _typing.Literal["_bundle", b"_bundle"]  # noqa: Y015

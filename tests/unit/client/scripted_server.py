@@ -2,6 +2,7 @@
 
 It echoes a prompt, or the last of some messages, word by word, in each further sample with the sample's index after it,
 scores the labels `long` and `short` by a text's length, and embeds a text as the code points of its first three characters.
+A beam search finds two answers at most, whole, the second scoring worse. An alignment looks at the word that is echoed.
 The text `endless` never ends, `cut short` ends without a finish reason, `after N` is answered when N requests have come.
 """
 
@@ -121,6 +122,9 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         prompt = prompt_of(request)
         if prompt == "endless":
             context.add_callback(self.script.streams_ended.release)
+        if request.HasField("beam_search"):
+            yield from self._found(request, prompt, context, failure)
+            return
         yield from self._words(request, prompt, context, failure)
         if prompt == "endless":
             over = threading.Event()
@@ -131,6 +135,21 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             return
         for sample in range(request.samples or 1):
             yield self._end(request, sample)
+
+    def _found(
+        self, request: inference_pb2.GenerateRequest, prompt: str, context: Any, failure: Failure | None
+    ) -> Iterator[inference_pb2.GenerateResponse]:
+        if prompt == "cut short":
+            return
+        for sample in range(min(request.samples or 1, 2)):
+            if failure and failure.after == sample:
+                abort(context, failure)
+            message = self._end(request, sample)
+            message.score = -0.25 * (sample + 1)
+            message.text = prompt if sample == 0 else f"{prompt} ({sample})"
+            if sample == 0:
+                message.header.CopyFrom(header(request, "generate"))
+            yield message
 
     @staticmethod
     def _end(request: inference_pb2.GenerateRequest, sample: int) -> inference_pb2.GenerateResponse:
@@ -145,9 +164,15 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             drafted_tokens=guessed[0],
             accepted_tokens=guessed[1],
         )
-        return inference_pb2.GenerateResponse(
+        response = inference_pb2.GenerateResponse(
             sample_index=sample, finish_reason=inference_pb2.FINISH_REASON_LENGTH, usage=usage, timing=timing
         )
+        if request.return_alignment:
+            source = [*prompt_of(request).split(), "</s>"]
+            weights = [float(column == row) for row in range(words) for column in range(words + 1)]
+            alignment = inference_pb2.Alignment(source_tokens=source, target_tokens=source[:-1], weights=weights)
+            response.alignment.CopyFrom(alignment)
+        return response
 
     def _words(
         self, request: inference_pb2.GenerateRequest, prompt: str, context: Any, failure: Failure | None

@@ -19,6 +19,7 @@ from polyhead.client import (
     Overloaded,
     PolyheadError,
     RetryPolicy,
+    ServerError,
     Unavailable,
 )
 from tests.unit.client.scripted_server import Failure, ScriptedServer, bad_request, retry_info
@@ -183,6 +184,21 @@ async def test_closing_the_client_ends_what_runs_with_a_typed_error(server: Scri
         with pytest.raises(Cancelled):
             await task
     server.script.release()
+
+
+async def test_a_beam_search_gives_the_answers_it_found_best_first(async_client: AsyncClient) -> None:
+    found = await async_client.generate("one two", beam_width=4, samples=3, return_alignment=True).results()
+    assert [(answer.text, answer.score) for answer in found] == [("one two", -0.25), ("one two (1)", -0.5)]
+    assert all(answer.alignment and answer.alignment.target_tokens == ("one", "two") for answer in found)
+
+
+async def test_a_search_that_is_cut_short_is_no_answer(async_client: AsyncClient) -> None:
+    async with async_client.generate("one", beam_width=4, samples=3) as stream:
+        await anext(stream)
+    with pytest.raises(Cancelled):
+        await stream.results()
+    with pytest.raises(ServerError, match="without a finish reason"):
+        await async_client.generate("cut short", beam_width=4).result()
 
 
 def test_a_client_may_be_made_before_the_loop_that_uses_it(server: ScriptedServer) -> None:

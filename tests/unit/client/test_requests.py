@@ -69,6 +69,35 @@ def test_what_weighs_tokens_and_how_to_serve_reach_their_fields() -> None:
     assert (request.HasField("prompt_logprobs"), request.prompt_logprobs) == (True, 0)
 
 
+def test_beams_and_an_alignment_reach_their_fields_and_are_unset_otherwise() -> None:
+    request = generate(
+        beam_width=4, length_penalty=0.0, early_stopping=True, return_alignment=True, temperature=None, samples=3
+    )
+    beams = request.beam_search
+    assert (beams.width, beams.HasField("length_penalty"), beams.length_penalty) == (4, True, 0)
+    assert (beams.early_stopping, request.return_alignment, request.samples) == (True, True, 3)
+    plain = generate(beam_width=1)
+    assert (plain.HasField("beam_search"), plain.beam_search.HasField("length_penalty")) == (True, False)
+    assert generate(beam_width=0).HasField("beam_search")  # the server says what a width may be
+    assert not generate().HasField("beam_search")
+    assert not generate(return_alignment=False).return_alignment
+
+
+@pytest.mark.parametrize("option", [{"length_penalty": 1.0}, {"early_stopping": True}])
+def test_what_belongs_to_beams_needs_their_width(option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(InvalidInput, match=rf"beam_search\.{name}: must not be set without beam_width") as caught:
+        generate(**option)
+    assert caught.value.field == f"beam_search.{name}"
+
+
+def test_a_width_that_fits_no_field_is_refused_by_its_path() -> None:
+    with pytest.raises(InvalidInput, match=r"beam_search\.width: does not fit its field, given -1"):
+        generate(beam_width=-1)
+    with pytest.raises(TypeError, match=r"beam_search\.width: has a wrong type"):
+        generate(beam_width="four")
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "value"),
     [

@@ -7,6 +7,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from polyhead.client import (
+    Alignment,
     Cancelled,
     Client,
     DeadlineExceeded,
@@ -94,6 +95,45 @@ def test_samples_without_an_end_are_no_answer(client: Client) -> None:
             pass  # until the end of sample 0
     with pytest.raises(Cancelled):
         stream.results()
+
+
+def test_a_beam_search_gives_the_answers_it_found_best_first(client: Client) -> None:
+    found = client.generate("one two", beam_width=4, samples=3).results()
+    assert [(answer.sample_index, answer.text, answer.score) for answer in found] == [
+        (0, "one two", -0.25),
+        (1, "one two (1)", -0.5),
+    ]
+    best = client.generate("one two", beam_width=4).result()
+    assert (best.text, best.score) == ("one two", -0.25)
+    assert client.generate("one two").result().score is None
+
+
+def test_a_search_that_is_cut_short_is_no_answer(server: ScriptedServer, client: Client) -> None:
+    with client.generate("one", beam_width=4, samples=3) as stream:
+        next(stream)
+    with pytest.raises(Cancelled):
+        stream.results()
+    server.script.failures.append(Failure(grpc.StatusCode.UNAVAILABLE, "gone", after=1))
+    with pytest.raises(Unavailable, match="gone"):
+        client.generate("one", beam_width=4, samples=3).results()
+    with pytest.raises(ServerError, match="without a finish reason"):
+        client.generate("cut short", beam_width=4, samples=3).results()
+
+
+def test_a_search_read_to_its_end_is_whole_although_it_was_closed(client: Client) -> None:
+    with client.generate("one", beam_width=4, samples=3) as stream:
+        assert [piece.score for piece in stream] == [-0.25, -0.5]
+    assert len(stream.results()) == 2
+
+
+def test_an_alignment_has_a_row_of_weights_for_each_token_of_the_answer(client: Client) -> None:
+    *others, last = client.generate("one two", return_alignment=True)
+    assert all(piece.alignment is None for piece in others)
+    assert last.alignment == Alignment(("one", "two", "</s>"), ("one", "two"), ((1, 0, 0), (0, 1, 0)))
+    answer = client.generate("one two", return_alignment=True).result()
+    assert answer.alignment == last.alignment
+    assert hash(answer.alignment) == hash(last.alignment)
+    assert client.generate("one two").result().alignment is None
 
 
 def test_text_waits_for_the_rest_of_a_stream_that_was_begun(client: Client) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from polyhead.server.errors import InvalidInput, NotAllowed
 from polyhead.server.repository import Entry, Repository, State
-from polyhead.v1 import model_pb2
+from polyhead.v1 import bundle_pb2, model_pb2
 from polyhead.v1.model_pb2_grpc import ModelServiceServicer
 
 STATES = {
@@ -82,8 +82,19 @@ class ModelServicer(ModelServiceServicer):
         if entry.manifest:
             model.task = entry.manifest.task
             model.architecture = entry.manifest.architecture
-            model.max_tokens = entry.model.max_tokens if entry.model else entry.manifest.limits.max_tokens
+            model.max_tokens, model.max_answer_tokens = longest(entry, entry.manifest)
         return model
+
+
+def longest(entry: Entry, manifest: bundle_pb2.Bundle) -> tuple[int, int]:
+    """Tokens of an input, and of an answer where that has a limit of its own, else 0; what is loaded may have less room than its
+    manifest allows."""
+    live, reads_source = entry.model, manifest.HasField("seq2seq")
+    if live:
+        return live.max_tokens, live.generator.capacity if reads_source else 0
+    if reads_source:
+        return manifest.seq2seq.max_source_tokens, manifest.limits.max_tokens
+    return manifest.limits.max_tokens, 0
 
 
 def require_name(request: Order) -> None:
