@@ -1,5 +1,6 @@
 """The four models of `polyhead compare-attention`, of equal size."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -50,10 +51,10 @@ def parameters(settings: Seq2SeqSettings, vocabularies: tuple[int, int]) -> int:
 
 def _fit_width(settings: Seq2SeqSettings, vocabularies: tuple[int, int], size: int) -> Seq2SeqSettings:
     """By the widest layers that are not too much, and what is left by larger embeddings."""
-    fitting = [replace(settings, width=width) for width in WIDTHS]
-    fitting = [made for made in fitting if parameters(made, vocabularies) <= size] or fitting[:1]
+    too_much = bisect_right(WIDTHS, size, key=lambda width: parameters(replace(settings, width=width), vocabularies))
+    wide = replace(settings, width=WIDTHS[max(0, too_much - 1)])
     sizes = range(settings.embedding_size, 8 * settings.embedding_size, STEP)
-    return _nearest(sizes, lambda units: replace(fitting[-1], embedding_size=units), vocabularies, size)
+    return _nearest(sizes, lambda units: replace(wide, embedding_size=units), vocabularies, size)
 
 
 def _fit_transformer(settings: Seq2SeqSettings, vocabularies: tuple[int, int], size: int) -> Seq2SeqSettings:
@@ -68,11 +69,9 @@ def _nearest(
     values: range, make: Callable[[int], Seq2SeqSettings], vocabularies: tuple[int, int], size: int
 ) -> Seq2SeqSettings:
     """The settings with the number of parameters nearest to `size`; the more of the value, the more parameters."""
-    low, high = 0, len(values) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if parameters(make(values[middle]), vocabularies) < size else (low, middle)
-    best = min((make(values[i]) for i in (max(0, low - 1), low)), key=lambda s: abs(parameters(s, vocabularies) - size))
+    enough = bisect_left(values, size, key=lambda value: parameters(make(value), vocabularies))
+    near = [make(value) for value in values[max(0, enough - 1) : enough + 1]]
+    best = min(near, key=lambda made: abs(parameters(made, vocabularies) - size))
     if abs(parameters(best, vocabularies) - size) > 0.05 * size:
         raise UsageError(f"no {best.arch} of {best.layers} layers has about {size:,} parameters; give another --width")
     return best

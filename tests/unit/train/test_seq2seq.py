@@ -1,0 +1,182 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from polyhead.models.checkpoint import load_checkpoint
+from polyhead.models.seq2seq import RNNSeq2Seq, TransformerSeq2Seq
+from polyhead.train.__main__ import main
+from polyhead.train.pairs import Pair, PairOptions, split_pairs
+from polyhead.train.seq2seq import IGNORED, Seq2SeqRecipe, make_recipe
+from polyhead.train.seq2seq_settings import ARCHITECTURES, PRESETS, Seq2SeqSettings, preset
+from polyhead.train.tasks import Task, make_pairs
+from polyhead.train.translation_metrics import translation_figures
+from polyhead.train.vocabularies import BEGIN, END, PAD, make_vocabularies
+
+TINY = ["--width=32", "--batch-size=16", "--steps=4", "--eval-every=2", "--device=cpu", "--beam-width=2"]
+RNN, TRANSFORMER = ["--embedding-size=16"], ["--heads=2", "--hidden=32", "--layers=1"]
+COPY = ["--task=copy", "--longest=6", "--pairs=2000"]
+
+
+def train_seq2seq(out: Path, *arguments: str) -> int:
+    return main(["seq2seq", "--out", str(out), *TINY, *arguments])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_becomes_a_checkpoint_that_loads(
+    tmp_path: Path, arch: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    code = train_seq2seq(out, "--arch", arch, *COPY, *(TRANSFORMER if arch == "transformer" else RNN))
+    assert code == 0, capsys.readouterr().err
+    config, model = load_checkpoint(out)
+    assert isinstance(model, TransformerSeq2Seq if arch == "transformer" else RNNSeq2Seq)
+    assert (config.task, config.special_tokens.bos, config.special_tokens.eos) == ("generate", BEGIN, (END,))
+    assert {"exact_match", "chrf", "bleu", "beam_bleu", "validation_chrf"} <= set(config.quality)
+    assert json.loads((out / "config.json").read_text("utf-8"))["special_tokens"]["pad"] == PAD
+    held_out = [line.split("\t") for line in (out / "held_out.txt").read_text("utf-8").splitlines()]
+    assert all(source == target for source, target in held_out)
+    source, target = (Tokenizer.from_file(str(out / f"{name}.json")) for name in ("source_tokenizer", "tokenizer"))
+    assert source.encode("AbZ").tokens == ["a", "b", "<unk>", END]
+    assert target.encode("ab").tokens == ["a", "b"]
+    assert source.get_vocab_size() == model.config.source_vocabulary_size
+    printed = capsys.readouterr().out
+    assert "4 beams" not in printed
+    assert "2 beams: exact match" in printed
+
+
+def test_a_shared_vocabulary_has_one_tokenizer_that_ends_sources(tmp_path: Path) -> None:
+    data = tmp_path / "pairs.tsv"
+    data.write_text("".join(f"un mot {i}\ta word {i}\n" for i in range(1500)), "utf-8")
+    arguments = ["--data", str(data), "--vocabulary=300", "--layers=2", "--residual", "--cell=lstm", "--own-share=0.5"]
+    assert train_seq2seq(tmp_path / "run", *arguments, *RNN) == 0
+    config, model = load_checkpoint(tmp_path / "run")
+    assert not (tmp_path / "run" / "source_tokenizer.json").exists()
+    tokenizer = Tokenizer.from_file(str(tmp_path / "run" / "tokenizer.json"))
+    assert tokenizer.encode("un mot").tokens[-1] == END
+    assert isinstance(model, RNNSeq2Seq)
+    assert model.config.share_embeddings
+    assert (model.config.cell, model.config.layers, model.config.residual) == ("lstm", 2, True)
+    assert config.training["own_share"] == 0.5
+
+
+def test_a_training_that_goes_on_after_an_end_gives_the_same_weights(tmp_path: Path) -> None:
+    arguments = [*COPY, *RNN, "--input-feeding", "--dropout=0.2", "--own-share=0.4", "--warmup-steps=1"]
+    assert train_seq2seq(tmp_path / "whole", *arguments) == 0
+    assert train_seq2seq(tmp_path / "again", *arguments) == 0
+    first, second = (load_checkpoint(tmp_path / name)[1].state_dict() for name in ("whole", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def tiny_recipe(**changes: object) -> Seq2SeqRecipe:
+    settings: Seq2SeqSettings = replace(
+        preset("dates", "rnn-attention"),
+        width=32,
+        embedding_size=16,
+        batch_size=8,
+        **changes,  # type: ignore[arg-type]
+    )
+    return make_recipe(settings, split_pairs("copy", make_pairs(Task("copy", 2000, 6)), PairOptions()))
+
+
+def test_a_batch_has_pairs_with_begin_and_end_and_padding_counts_for_nothing() -> None:
+    recipe = tiny_recipe()
+    sources, lengths, inputs, targets, own_share = recipe.batch(3).tensors
+    begin, end = recipe.vocabularies.begin, recipe.vocabularies.end
+    assert own_share == 0
+    for source, length, given, expected in zip(sources, lengths, inputs, targets, strict=True):
+        tokens = expected[expected != IGNORED]
+        assert tokens[-1] == end
+        assert given[: len(tokens)].tolist() == [begin, *tokens[:-1].tolist()]
+        assert source[length - 1] == end
+        text = recipe.vocabularies.source.decode(source[: length - 1].tolist())
+        assert text == recipe.vocabularies.target.decode(tokens[:-1].tolist())
+    logits = recipe.model(sources, lengths, inputs).logits
+    wanted = targets != IGNORED
+    assert torch.allclose(
+        recipe.loss(sources, lengths, inputs, targets, own_share),
+        torch.nn.functional.cross_entropy(logits[wanted], targets[wanted]),
+    )
+
+
+def test_batches_hold_like_lengths_and_every_pair_once_an_epoch() -> None:
+    recipe = tiny_recipe()
+    steps = -(-len(recipe.rows) // 8)
+    lengths = [recipe.batch(step).tensors[1] for step in range(steps)]
+    assert sum(map(len, lengths)) == len(recipe.rows)
+    padding = sum(int(len(batch) * batch.max() - batch.sum()) for batch in lengths)
+    assert padding < 0.1 * sum(int(batch.sum()) for batch in lengths)
+
+
+def test_the_share_of_own_choices_grows_with_the_steps() -> None:
+    recipe = tiny_recipe(own_share=0.6)
+    steps = recipe.settings.loop.steps
+    assert [round(float(recipe.batch(step).tensors[4]), 3) for step in (0, steps // 2, steps)] == [0.0, 0.3, 0.6]
+
+
+def test_a_model_learns_to_copy() -> None:
+    recipe = tiny_recipe()
+    optimizer = torch.optim.Adam(recipe.model.parameters(), 1e-2)
+    for step in range(300):
+        optimizer.zero_grad()
+        recipe.loss(*recipe.batch(step).tensors).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    recipe.model.eval()
+    assert recipe.evaluate(torch.device("cpu"))["exact_match"] > 0.3
+    answers = recipe.test_answers(beams=True)
+    assert sum(a == p.target for a, p in zip(answers, recipe.corpus.test, strict=True)) > 0.3 * len(answers)
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_characters_never_seen_become_unknown(lowercase: bool) -> None:
+    made = make_vocabularies([Pair("abc", "XY")], 0, shared=False, lowercase=lowercase)
+    ids = made.encode_sources(["aéc"])[0]
+    assert [made.source.id_to_token(id) for id in ids] == ["a", "<unk>", "c", END]
+    assert made.decode([made.target.encode("X").ids, []]) == ["X", ""]
+
+
+def test_figures_are_exact_matches_chrf_and_bleu() -> None:
+    right = ["the cat sat on the mat", "a dog"]
+    assert translation_figures(right, right) == pytest.approx({"exact_match": 1.0, "chrf": 100.0, "bleu": 100.0})
+    figures = translation_figures(["the cat sat on the mat", "no"], right)
+    assert figures["exact_match"] == 0.5
+    assert 0 < figures["bleu"] < 100
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_presets_build_models(name: str, arch: str) -> None:
+    model = preset(name, arch).build(50, 50)
+    assert isinstance(model, TransformerSeq2Seq if arch == "transformer" else RNNSeq2Seq)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch=rnn", "--input-feeding"], "input_feeding feeds what attention found, and arch rnn has none"),
+        (["--width=33"], "width must be a multiple of 8, not 33"),
+        (["--own-share=2"], "own_share must be from 0 to 1, not 2.0"),
+        (["--label-smoothing=1"], "label_smoothing must be at least 0 and below 1, not 1.0"),
+        (["--beam-width=0"], "beam_width must be at least 1, not 0"),
+        (["--task=copy", "--locales=en"], "--locales is for --task dates, not copy"),
+        (["--longest=3"], "--longest is for tasks that grow"),
+        (["--max-words=3"], "--max-words is for --data, and there is none"),
+        (["--data=x", "--task=copy"], "--task is for a task that is made up; leave it or --data out"),
+        (["--locales=xx"], "no CLDR data for locale 'xx'"),
+    ],
+)
+def test_options_that_contradict_each_other_are_wrong_usage(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_seq2seq(tmp_path / "run", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_pairs_that_do_not_fit_are_left_out_and_none_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_seq2seq(tmp_path / "run", *COPY, *RNN, "--max-source-tokens=1") == 1
+    assert "no pair fits 1 source tokens and 256 target tokens" in capsys.readouterr().err
