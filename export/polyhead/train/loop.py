@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from polyhead.models.checkpoint import save_checkpoint
+from polyhead.models.checkpoint import SOURCE_TOKENIZER_FILE, save_checkpoint
 from polyhead.train.errors import Interrupted, TrainError, UsageError
 from polyhead.train.metrics import append_record, draw_curve, forget_after, read_records
 from polyhead.train.progress import ProgressReport, Status, make_report
@@ -145,7 +145,8 @@ class Training:
     def _clear(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.out / "last", ignore_errors=True)
-        for name in ("config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "loss.png"):
+        tokenizers = ("tokenizer.json", SOURCE_TOKENIZER_FILE)
+        for name in ("config.json", "model.safetensors", *tokenizers, "metrics.jsonl", "loss.png"):
             (self.out / name).unlink(missing_ok=True)
 
     # -- steps
