@@ -17,7 +17,7 @@ def generate_requests(
     settings: GenerateSettings, model: Model, seed: str
 ) -> Callable[[GenerateJob], inference_pb2.GenerateRequest]:
     """A job's request depends on seed and index alone, so that it does not matter who sends it when."""
-    vocabulary_size = _vocabulary_size(model)
+    vocabulary_size = _prompt_vocabulary_size(model)
     prefix = workload.random_ids(random.Random(f"{settings.load_seed} prefix"), settings.shared_prefix, vocabulary_size)
 
     def request(job: GenerateJob) -> inference_pb2.GenerateRequest:
@@ -58,6 +58,13 @@ def encode_requests(
 def _request_id(seed: str, job: Job) -> str:
     """What the server's log calls it."""
     return f"bench-{seed.replace(' ', '-')}-{job.index}"
+
+
+def _prompt_vocabulary_size(model: Model) -> int:
+    """The sources of a sequence-to-sequence model may have a vocabulary of their own."""
+    if model.bundle and model.bundle.HasField("seq2seq"):
+        return model.bundle.seq2seq.source_vocabulary_size
+    return _vocabulary_size(model)
 
 
 def _vocabulary_size(model: Model) -> int:

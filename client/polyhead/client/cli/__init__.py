@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from polyhead.client.cli.arguments import build_parser
 from polyhead.client.cli.extras import EXTRAS, run_extra
-from polyhead.client.cli.failures import explain
+from polyhead.client.cli.failures import LocalFailure, explain
 from polyhead.client.errors import PolyheadError
 
 __all__ = ["main"]
@@ -40,6 +40,6 @@ def _guarded(run: Callable[[], int]) -> int:
         # Who read our output (`| head`) has enough. Python flushes standard output once more when it ends: into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (PolyheadError, UnicodeDecodeError) as error:
+    except (PolyheadError, UnicodeDecodeError, LocalFailure) as error:
         print(explain(error), file=sys.stderr)
         return 1

@@ -50,6 +50,7 @@ def _add_generate(tasks: Any) -> None:
     limits.add_argument("--slo-ttft", type=_positive, metavar="SECONDS", help="time to first token")
     limits.add_argument("--slo-itl", type=_positive, metavar="SECONDS", help="mean time between a request's tokens")
     generation.add_sampling(parser)
+    generation.add_beams(parser)
     generation.add_serving(parser)
     parser.add_argument(
         "--logprobs", type=count, metavar="N", help="ask for log-probabilities and N alternatives of each"

@@ -15,7 +15,7 @@ from polyhead.client.bench.measure import Measurement
 from polyhead.client.bench.report import Report, make_report
 from polyhead.client.bench.settings import DEFAULT_STREAMS, EncodeSettings, GenerateSettings, Settings, Trace
 from polyhead.client.bench.table import table_lines
-from polyhead.client.cli import output
+from polyhead.client.cli import generation, output
 from polyhead.client.requests import GenerateOptions
 
 _DEFAULT_GENERATE_TOKENS = parse_lengths("128")
@@ -85,6 +85,8 @@ def _saved_png(task: str, path: Path, title: str, measurement: Measurement, repo
 
 def _generate_settings(options: Namespace) -> GenerateSettings:
     _refuse_without_trace(options)
+    if flag := generation.without_beams(options):
+        raise BenchError(f"{flag} needs --beams N")
     trace = Trace(options.trace, options.trace_scale or 1.0, options.trace_clip) if options.trace else None
     sampling = {name: getattr(options, name) for name in GenerateOptions.__annotations__ if hasattr(options, name)}
     for ours in ("seed", "max_tokens"):  # of the load, not of a request

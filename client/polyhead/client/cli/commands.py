@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from polyhead.client.aio import AsyncClient
-from polyhead.client.cli import chat, output
+from polyhead.client.cli import alignments, chat, generation, output
+from polyhead.client.cli.failures import LocalFailure
 from polyhead.client.cli.inputs import in_order, joined_pairs, pair, texts
 from polyhead.client.errors import PolyheadError
 from polyhead.client.requests import GenerateOptions
@@ -22,10 +23,14 @@ T = TypeVar("T")
 
 def generate(options: Namespace) -> int:
     chat.check(options)
+    alignments.check(options)
+    if flag := generation.without_beams(options):
+        options.refuse(f"{flag} needs --beams N")
     names = (name for name in GenerateOptions.__annotations__ if hasattr(options, name))
     wanted: GenerateOptions = {name: getattr(options, name) for name in names}  # type: ignore[assignment]
 
     several = (options.samples or 1) > 1  # their pieces come in turn, so each is shown when all are whole
+    pictures = alignments.Pictures(options)
 
     async def answer(client: AsyncClient, text: str) -> AsyncIterator[Piece | Generation]:
         prompt, messages = (None, chat.conversation(options.system, text)) if options.chat else (text, None)
@@ -41,10 +46,12 @@ def generate(options: Namespace) -> int:
             print(part.text, end="", flush=True)
         elif options.json:
             output.print_json(output.generation_json(part))
+            pictures.draw(part)
         else:
             if several:
-                print(output.sample_title(part.sample_index), part.text, sep="\n", end="")
+                print(output.sample_title(part), part.text, sep="\n", end="")
             _end_generation(part)
+            pictures.draw(part)
 
     return _answer_all(options, answer, show) if options.texts else chat.converse(options, wanted, show)
 
@@ -135,7 +142,7 @@ async def _show_all(
         try:
             async for part in parts:
                 show(part)
-        except PolyheadError as error:
+        except (PolyheadError, LocalFailure) as error:
             if isinstance(part, Piece):
                 print(flush=True)  # the error shall not continue the half-written answer
             if several:

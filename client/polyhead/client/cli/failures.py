@@ -10,9 +10,19 @@ from polyhead.client.errors import (
 )
 
 
-def explain(error: PolyheadError | UnicodeDecodeError) -> str:
+class LocalFailure(Exception):
+    """What went wrong with an answer that had come, such as a file that can't be written."""
+
+
+def explain(error: PolyheadError | UnicodeDecodeError | LocalFailure) -> str:
     """Notes on the error, such as which input it is about, come first."""
-    what = _explain_call(error) if isinstance(error, PolyheadError) else _explain_encoding(error)
+    match error:
+        case PolyheadError():
+            what = _explain_call(error)
+        case UnicodeDecodeError():
+            what = _explain_encoding(error)
+        case LocalFailure():
+            what = str(error)
     return " ".join(": ".join(["polyhead", *getattr(error, "__notes__", ()), what]).split())
 
 

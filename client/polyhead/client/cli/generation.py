@@ -10,7 +10,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_chat(parser)
     sampling = add_sampling(parser)
     sampling.add_argument("--seed", type=count, help="the same seed and request give the same answer")
-    sampling.add_argument("--samples", type=at_least_one, metavar="N", help="N independent answers to each prompt")
+    sampling.add_argument(
+        "--samples", type=at_least_one, metavar="N", help="N independent answers to each prompt; with beams the N best"
+    )
+    add_beams(parser)
+    _add_alignment(parser)
     _add_stopping(parser)
     _add_constraint(parser)
     _add_logprobs(parser)
@@ -33,6 +37,38 @@ def add_sampling(parser: argparse.ArgumentParser) -> Any:
     )
     _add_adjustments(group)
     return group
+
+
+def add_beams(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("beam search", "In place of sampling: search for the likeliest answers.")
+    group.add_argument(
+        "--beams", dest="beam_width", type=at_least_one, metavar="N", help="keep the N likeliest beginnings, up to 32"
+    )
+    group.add_argument(
+        "--length-penalty",
+        type=float,
+        metavar="X",
+        help="-10 to 10: the power of its length by which an answer's log-probability is divided (default 1)",
+    )
+    group.add_argument(
+        "--early-stopping", action="store_const", const=True, help="end as soon as N answers are complete"
+    )
+
+
+def without_beams(options: argparse.Namespace) -> str | None:
+    """The flag that needs --beams and lacks it, if there is one."""
+    given = {"--length-penalty": options.length_penalty, "--early-stopping": options.early_stopping}
+    return next((flag for flag, value in given.items() if value is not None and options.beam_width is None), None)
+
+
+def _add_alignment(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("alignment", "For sequence-to-sequence models with attention.")
+    group.add_argument(
+        "--alignment",
+        metavar="FILE|-",
+        help="draw what each token of the answer attended to in the source: a .png (needs polyhead[plot]), an .html, or - for "
+        "standard output; numbered with several texts or samples",
+    )
 
 
 def add_serving(parser: argparse.ArgumentParser) -> None:

@@ -35,9 +35,14 @@ def title(text: str) -> str:
     return f"==> {line if len(line) <= _TITLE_WIDTH else line[: _TITLE_WIDTH - 1] + '…'} <=="
 
 
-def sample_title(index: int) -> str:
+def sample_title(answer: Generation) -> str:
     """Tells the samples of one input apart."""
-    return f"--- sample {index} ---"
+    return f"--- sample {answer.sample_index}{_score(answer)} ---"
+
+
+def _score(answer: Generation) -> str:
+    """Of beam search."""
+    return "" if answer.score is None else f", score {answer.score:.4f}"
 
 
 def generation_json(answer: Generation) -> dict[str, Any]:
@@ -49,6 +54,8 @@ def generation_json(answer: Generation) -> dict[str, Any]:
         "sample_index": answer.sample_index,
         "finish_reason": answer.finish_reason,
         "seed": answer.seed,
+        "score": answer.score,
+        "alignment": asdict(answer.alignment) if answer.alignment else None,
         **_envelope_json(answer),
     }
 
@@ -92,7 +99,7 @@ def summary(answer: Generation) -> str:
     speed = f", {tokens / seconds:.1f} tokens/s" if seconds > 0 else ""
     first = answer.timing.time_to_first_token_seconds
     wait = "" if first is None else f", the first after {first:.3f} s"
-    end = f"end: {answer.finish_reason}; seed {answer.seed}"
+    end = f"end: {answer.finish_reason}; seed {answer.seed}{_score(answer)}"
     return f"[{answer.model} {answer.version}: {tokens} tokens{speed}{wait}{_saved(answer.usage)}; {end}]"
 
 

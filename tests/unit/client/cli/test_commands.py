@@ -176,6 +176,98 @@ def test_samples_are_told_apart_although_their_pieces_come_in_turn(capsys: pytes
     assert [(answer["sample_index"], answer["text"]) for answer in answers] == [(0, "one two"), (1, "one two (1)")]
 
 
+def test_generate_sends_how_to_search(server: ScriptedServer) -> None:
+    assert main(["generate", "--beams", "4", "--length-penalty", "-0.5", "--early-stopping", "hi"]) == 0
+    assert main(["generate", "--beams", "2", "hi"]) == 0
+    full, plain = (request.beam_search for request in server.script.requests)
+    assert (full.width, full.length_penalty, full.early_stopping) == (4, -0.5, True)
+    assert (plain.width, plain.HasField("length_penalty"), plain.early_stopping) == (2, False, False)
+
+
+def test_the_best_answers_of_a_search_have_their_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--beams", "4", "--samples", "3", "one"]) == 0
+    titles = ["--- sample 0, score -0.2500 ---", "one", "--- sample 1, score -0.5000 ---", "one (1)"]
+    assert capsys.readouterr() == ("\n".join(titles) + "\n", "")
+    assert main(["generate", "--beams", "4", "--samples", "3", "--json", "one"]) == 0
+    assert [answer["score"] for answer in objects(capsys.readouterr().out)] == [-0.25, -0.5]
+    assert main(["generate", "--json", "one"]) == 0
+    (plain,) = objects(capsys.readouterr().out)
+    assert (plain["score"], plain["alignment"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ("--length-penalty 2", "--length-penalty needs --beams N"),
+        ("--early-stopping", "--early-stopping needs --beams N"),
+        ("--beams 0", "argument --beams: must be a whole number, 1 or more, not '0'"),
+        ("--alignment a.gif", "--alignment must be a file that ends in .png or .html, or -, not 'a.gif'"),
+        ("--alignment nowhere/a.png", "--alignment nowhere/a.png: there is no folder nowhere"),
+    ],
+)
+def test_a_search_or_picture_that_can_not_be_is_wrong_usage(
+    server: ScriptedServer, flags: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", *flags.split(), "hi"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"polyhead generate: {complaint} (see polyhead generate --help)\n"
+    assert not server.script.requests
+
+
+def test_an_alignment_is_drawn_under_the_answer_or_is_part_of_the_json(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "--alignment", "-", "a b"]) == 0
+    lines = ["a b", "      <", "      /", "      s", "  a b >", "a ██····", "b ··██··"]
+    assert capsys.readouterr().out.splitlines() == [*lines, "  · 0  ░ 0.05  ▒ 0.25  ▓ 0.5  █ 0.75"]
+    assert main(["generate", "--alignment", "-", "--json", "a b"]) == 0
+    (answer,) = objects(capsys.readouterr().out)
+    source = {"source_tokens": ["a", "b", "</s>"], "target_tokens": ["a", "b"]}
+    assert answer["alignment"] == {**source, "weights": [[1, 0, 0], [0, 1, 0]]}
+    assert all(request.return_alignment for request in server.script.requests)
+
+
+def test_pictures_of_several_texts_and_samples_are_numbered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], feed: Any
+) -> None:
+    for name, arguments, files in (
+        ("one.html", ["a b"], ["one.html"]),
+        ("texts.html", ["a", "b"], ["texts-1.html", "texts-2.html"]),
+        ("best.html", ["a", "--beams", "4", "--samples", "3"], ["best-1.html", "best-2.html"]),
+        (
+            "both.html",
+            ["a", "b", "--samples", "2"],
+            ["both-1-1.html", "both-1-2.html", "both-2-1.html", "both-2-2.html"],
+        ),
+        ("drawn.PNG", ["a"], ["drawn.PNG"]),
+    ):
+        assert main(["generate", "--alignment", str(tmp_path / name), *arguments]) == 0
+        assert sorted(path.name for path in tmp_path.glob(f"{name.partition('.')[0]}*")) == files
+    assert capsys.readouterr().err == ""
+    feed(b"a\nb c\n")
+    assert main(["generate", "--alignment", str(tmp_path / "lines.html"), "-"]) == 0
+    assert "c ← c: 1.000" in (tmp_path / "lines-2.html").read_text("utf-8")
+    assert (tmp_path / "drawn.PNG").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_can_not_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a-2.html").mkdir()
+    assert main(["generate", "--alignment", str(tmp_path / "a.html"), "a", "b"]) == 1
+    assert capsys.readouterr().err == f"polyhead: input 2: --alignment {tmp_path / 'a-2.html'}: Is a directory\n"
+
+
+def test_a_picture_as_png_without_matplotlib_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "--alignment", str(tmp_path / "a.png"), "a"])
+    assert caught.value.code == 2
+    assert 'pip install "polyhead[plot]", or take a file that ends in .html, or -' in capsys.readouterr().err
+
+
 def test_log_probabilities_of_the_prompt_have_a_heading_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--logprobs", "0", "--prompt-logprobs", "0", "one two"]) == 0
     assert capsys.readouterr().out.splitlines() == [
