@@ -44,17 +44,21 @@ def grouped_query_attention(
     cache: CacheInputs,
     rotary: tuple[Tensor, Tensor] | None = None,
     variant: AttentionVariant | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`com.microsoft::GroupQueryAttention`: rotates, appends to the cache and attends causally, in one node.
 
     query (B, S, H·D), key and value (B, S, G·D), past keys and values (B, G, M, D), rotary tables (positions, D/2) for
     halves that are D/2 apart, as in `polyhead.models.attention.rotate`; none for queries and keys that were rotated before
-    or never are. Returns (B, S, H·D) and the two present tensors, which the server binds to the memory of the past ones.
+    or never are, bias added to the scores (B, H, S, M). Returns (B, S, H·D) and the two present tensors, which the server binds
+    to the memory of the past ones.
     """
     kv_heads, head_size = past[0].shape[1], past[0].shape[3]
-    # Inputs 1-9 are these, 10-16 (positions, bias, sinks, scales of a quantized cache …) stay empty, 17 is query_seqlens.
+    # Inputs 1-9 are these, 10 (positions) stays empty, 11 is the bias, 12-16 (sinks, scales of a quantized cache …) stay empty, 17
+    # is query_seqlens.
     tables = rotary or (None, None)
-    inputs = (query, key, value, *past, cache.seqlens_k, cache.capacity, *tables, *(None,) * 7, cache.query_seqlens)
+    places = (*tables, None, bias, *(None,) * 5, cache.query_seqlens)
+    inputs = (query, key, value, *past, cache.seqlens_k, cache.capacity, *places)
     variant = variant or AttentionVariant(scale=head_size**-0.5)
     mixed, keys, values = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",

@@ -12,7 +12,7 @@ def model_card(name: str, version: str, manifest: bundle_pb2.Bundle, source: Sou
         "task": source.task,
         "architecture": source.architecture,
         "parameters": f"{manifest.parameters:,}",
-        "longest input": f"{manifest.limits.max_tokens} tokens",
+        **sizes_of_input(manifest),
         "vocabulary": f"{manifest.limits.vocabulary_size:,} tokens",
         "quantization": bundle_pb2.Quantization.Name(manifest.quantization).removeprefix("QUANTIZATION_").lower(),
         **({"cache": manifest.cache.type} if manifest.HasField("cache") else {}),
@@ -33,6 +33,19 @@ def model_card(name: str, version: str, manifest: bundle_pb2.Bundle, source: Sou
         section("Made with", pairs(("package", "version"), manifest.made_with)),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def sizes_of_input(manifest: bundle_pb2.Bundle) -> dict[str, str]:
+    """Of a sequence-to-sequence model source and answer have a limit each, and perhaps a vocabulary each."""
+    longest, seq2seq = f"{manifest.limits.max_tokens} tokens", manifest.seq2seq
+    if not manifest.HasField("seq2seq"):
+        return {"longest input": longest}
+    return {
+        "longest source": f"{seq2seq.max_source_tokens} tokens",
+        "longest answer": longest,
+        "vocabulary of sources": f"{seq2seq.source_vocabulary_size:,} tokens",
+        "tokenizer of sources": seq2seq.source_tokenizer or "that of answers",
+    }
 
 
 def section(title: str, body: list[str]) -> str:

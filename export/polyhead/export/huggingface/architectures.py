@@ -34,9 +34,18 @@ ENCODERS = {
     "xlm-roberta": "XLM-RoBERTa",
 }
 
+SEQ2SEQ = {
+    "bart": "BART",
+    "marian": "Marian, OPUS-MT",
+    "mt5": "mT5",
+    "t5": "T5, Flan-T5",
+}
+
 TASK_OF_HEAD: dict[str, Task] = {
     "ForCausalLM": "generate",
     "LMHeadModel": "generate",
+    "ForConditionalGeneration": "generate",
+    "MTModel": "generate",
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "classify",
     "Model": "embed",
@@ -46,11 +55,11 @@ TASK_OF_HEAD: dict[str, Task] = {
 
 def task_of(model_type: str, architecture: str, is_sentence_transformer: bool, wanted: Task | None) -> Task:
     """What the checkpoint does, or `wanted` instead. Raises ExportError for what can't be imported, naming what can."""
-    if model_type not in DECODERS | ENCODERS:
+    if model_type not in DECODERS | ENCODERS | SEQ2SEQ:
         raise ExportError(f"{architecture or model_type} can't be imported; what can: {supported()}")
     task = wanted or ("embed" if is_sentence_transformer else _task_of_class(architecture))
-    if (task == "generate") != (model_type in DECODERS):
-        does = "generate" if model_type in DECODERS else "classify or embed"
+    if (task == "generate") != (model_type in DECODERS | SEQ2SEQ):
+        does = "classify or embed" if model_type in ENCODERS else "generate"
         raise ExportError(f"{architecture or model_type} can {does}, not {task}")
     return task
 
@@ -68,4 +77,5 @@ def _task_of_class(architecture: str) -> Task:
 
 def supported() -> str:
     """For people."""
-    return f"{', '.join(DECODERS.values())} to generate; {', '.join(ENCODERS.values())} to classify and embed"
+    generating = ", ".join((DECODERS | SEQ2SEQ).values())
+    return f"{generating} to generate; {', '.join(ENCODERS.values())} to classify and embed"

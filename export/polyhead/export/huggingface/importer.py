@@ -8,13 +8,14 @@ import tokenizers
 
 from polyhead.export.errors import ExportError
 from polyhead.export.exportable import Exportable
-from polyhead.export.huggingface.architectures import task_of
+from polyhead.export.huggingface.architectures import SEQ2SEQ, task_of
 from polyhead.export.huggingface.decoder import HuggingFaceDecoder
 from polyhead.export.huggingface.encoder import HuggingFaceClassifier, HuggingFaceEmbedder, longest_input
 from polyhead.export.huggingface.folder import CheckpointFolder
 from polyhead.export.huggingface.licence import read_license
 from polyhead.export.huggingface.load import load_model
 from polyhead.export.huggingface.sentences import SentenceHead, read_steps, sentence_head
+from polyhead.export.huggingface.seq2seq import HuggingFaceSeq2Seq
 from polyhead.export.huggingface.special_tokens import special_tokens
 from polyhead.export.source import Source, read_tokenizer
 from polyhead.models.checkpoint import Task
@@ -61,6 +62,7 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
         chat_template=folder.chat_template if task == "generate" else None,
         license=read_license(path, folder.config),
         training={"imported from": folder.architecture or folder.model_type},
+        start_token_id=start_token(folder) if folder.model_type in SEQ2SEQ else 0,
     )
 
 
@@ -70,6 +72,8 @@ def load(folder: CheckpointFolder, task: Task, max_tokens: int | None) -> Export
         sentence_head(read_steps(folder.path)) if task == "embed" and folder.is_sentence_transformer else SentenceHead()
     )
     model: Any = load_model(folder.path, auto_class(folder, task), UNUSED if task == "embed" else ())
+    if folder.model_type in SEQ2SEQ:
+        return HuggingFaceSeq2Seq(model, max_tokens)
     if task == "generate":
         return HuggingFaceDecoder(model, max_tokens)
     limit = longest_input(model, folder.tokenizer_limit, folder.sentence_config.get("max_seq_length"))
@@ -82,8 +86,18 @@ def load(folder: CheckpointFolder, task: Task, max_tokens: int | None) -> Export
     return HuggingFaceEmbedder(model, max_tokens or limit, steps)
 
 
+def start_token(folder: CheckpointFolder) -> int:
+    """What the decoder begins with. Raises ExportError where the checkpoint doesn't say."""
+    start = folder.config.get("decoder_start_token_id", folder.config.get("bos_token_id"))
+    if not isinstance(start, int):
+        raise ExportError(f"{folder.path}: config.json: decoder_start_token_id: is missing")
+    return start
+
+
 def auto_class(folder: CheckpointFolder, task: Task) -> str:
     """Of transformers."""
+    if folder.model_type in SEQ2SEQ:
+        return "AutoModelForSeq2SeqLM"
     if task == "classify" and folder.architecture.endswith(LABELS_TOKENS):
         return f"AutoModel{LABELS_TOKENS}"
     return AUTO_CLASSES[task]

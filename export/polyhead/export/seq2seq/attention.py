@@ -35,3 +35,9 @@ def cross_attention_with_weights(query: Tensor, key: Tensor, value: Tensor, leng
     """The same in plain nodes, and its weights (B, H, T, S): the fused node can give them, but the length that ONNX infers for
     them is 0."""
     return multi_head_attention(query, key, value, padding_mask(lengths, key.shape[2]))
+
+
+def mean_over_heads(weights: Tensor) -> Tensor:
+    """(B, H, 1, S) -> (B, S), as a product: onnxruntime's ReduceMean gives a row other bits in another batch."""
+    heads = weights.shape[1]
+    return (weights.new_full((1, heads), 1 / heads) @ weights[:, :, 0])[:, 0]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from polyhead.export.attention import CacheInputs, grouped_query_attention, padded_attention
 from polyhead.export.parity import Floats
-from polyhead.export.seq2seq.attention import cross_attention, cross_attention_with_weights
+from polyhead.export.seq2seq.attention import cross_attention, cross_attention_with_weights, mean_over_heads
 from polyhead.export.seq2seq.exportable import ExportableSeq2Seq, Seq2SeqSizes, StepInputs, StepOutputs
 from polyhead.models.attention import merge_heads, split_heads
 from polyhead.models.seq2seq import RNNSeq2Seq, RNNSeq2SeqConfig, TransformerSeq2Seq, TransformerSeq2SeqConfig
@@ -79,7 +79,7 @@ class OwnTransformer(ExportableSeq2Seq):
             if layer < last:
                 return merge_heads(cross_attention(q, k, v, inputs.source_lengths))
             mixed, weights = cross_attention_with_weights(q, k, v, inputs.source_lengths)
-            seen.append(weights[:, :, 0].mean(1))  # (B, S)
+            seen.append(mean_over_heads(weights))
             return merge_heads(mixed)
 
         logits = self.model.step(tokens[:, 0], inputs.positions.to(torch.int64), self_attend, cross_attend)
