@@ -47,7 +47,9 @@ def _ask(client: Client, options: Namespace) -> list[Model]:
 def model_json(model: Model) -> dict[str, Any]:
     """With the manifest if it was asked for."""
     names = ("name", "version", "state", "reason", "task", "architecture", "max_tokens", "load_seconds")
-    shown = {name: getattr(model, name) for name in (*names, "aliases", "on_demand", "memory_bytes")}
+    shown = {
+        name: getattr(model, name) for name in (*names, "max_answer_tokens", "aliases", "on_demand", "memory_bytes")
+    }
     if model.bundle is not None:
         shown["bundle"] = json_format.MessageToDict(model.bundle, preserving_proto_field_name=True)
     return shown
@@ -63,7 +65,7 @@ def model_lines(found: Sequence[Model]) -> list[str]:
             model.task or "-",
             model.state,
             model.architecture or "-",
-            str(model.max_tokens or "-"),
+            _longest(model),
             _size(model.memory_bytes) if model.memory_bytes else "-",
             f"{model.load_seconds:.2f} s" if model.load_seconds else "-",
             _aliases(model) or "-",
@@ -102,9 +104,19 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
             yield "licence", bundle.license
         if bundle.labels:
             yield "labels of tokens" if bundle.labels_tokens else "labels", ", ".join(bundle.labels)
+        if bundle.HasField("seq2seq"):
+            yield from _source_facts(model, bundle.seq2seq)
         yield "size of its files", _size(sum(file.size for file in bundle.files))
         if bundle.HasField("created_at"):
             yield "made", bundle.created_at.ToJsonString()
+
+
+def _source_facts(model: Model, seq2seq: bundle_pb2.Seq2Seq) -> Iterator[tuple[str, str]]:
+    """Of a model that reads a source and then writes an answer; lengths as served."""
+    yield "longest source", f"{model.max_tokens:,} tokens"
+    yield "longest answer", f"{model.max_answer_tokens:,} tokens"
+    yield "vocabulary of sources", f"{seq2seq.source_vocabulary_size:,} tokens"
+    yield "tokenizer of sources", seq2seq.source_tokenizer or "that of answers"
 
 
 def _sections(bundle: bundle_pb2.Bundle) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
@@ -119,6 +131,12 @@ def _sections(bundle: bundle_pb2.Bundle) -> Iterator[tuple[str, list[tuple[str, 
     ]
     yield "differences between torch and the graph", checks
     yield "made with", sorted(bundle.made_with.items())
+
+
+def _longest(model: Model) -> str:
+    """Of a sequence-to-sequence model source and answer."""
+    answer = f" → {model.max_answer_tokens}" if model.max_answer_tokens else ""
+    return f"{model.max_tokens}{answer}" if model.max_tokens else "-"
 
 
 def _shown(value: Any) -> str:
