@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from polyhead.export.errors import ParityError
 from polyhead.export.own import OwnDecoder
 from polyhead.export.parity import TOLERANCES, tolerance_of
-from polyhead.export.quality import decoder_quality
+from polyhead.export.quality import evaluation_windows, perplexity, torch_perplexity
 from polyhead.export.quantize import CacheType, Quantization, QuantizationOptions, quantize_graph
 from polyhead.export.quantize_cache import calibration_samples, to_int8_cache
 from polyhead.export.to_onnx import export_decoder
@@ -108,12 +108,19 @@ def test_perplexity_of_the_graph_is_that_of_torch_but_for_the_bits() -> None:
     library = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     text = " ".join(f"w{i}" for i in np.random.default_rng(0).integers(0, VOCABULARY, 300))
-    figures = decoder_quality(OwnDecoder(gpt()), decoder("none"), library.to_str(), text)
+    figures = figures_of(decoder("none"), library.to_str(), text)
     assert figures["perplexity"] == pytest.approx(figures["perplexity_fp32"], rel=1e-5)
-    quantized = decoder_quality(OwnDecoder(gpt()), decoder("int8"), library.to_str(), text)
+    quantized = figures_of(decoder("int8"), library.to_str(), text)
     assert quantized["perplexity_fp32"] == figures["perplexity_fp32"]
     assert quantized["perplexity"] == pytest.approx(figures["perplexity"], rel=0.2)
     assert quantized["perplexity"] != figures["perplexity"]
-    with_slots = decoder_quality(OwnDecoder(gpt()), decoder("none", "int8"), library.to_str(), text)
+    with_slots = figures_of(decoder("none", "int8"), library.to_str(), text)
     assert with_slots["perplexity"] == pytest.approx(figures["perplexity"], rel=0.05)
     assert with_slots["perplexity"] != figures["perplexity"]
+
+
+def figures_of(decoder: Decoder, tokenizer_json: str, text: str) -> dict[str, float]:
+    """Of the GPT."""
+    source = OwnDecoder(gpt())
+    windows = evaluation_windows(decoder, source.sizes.max_tokens, tokenizer_json, text)
+    return {"perplexity": perplexity(decoder, windows), "perplexity_fp32": torch_perplexity(source, windows)}

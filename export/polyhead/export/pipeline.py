@@ -15,7 +15,14 @@ from polyhead.export.huggingface.folder import is_hugging_face
 from polyhead.export.huggingface.importer import import_source
 from polyhead.export.manifest import graph_entry, make_manifest
 from polyhead.export.parity import tolerance_of
-from polyhead.export.quality import decoder_quality, encoder_quality, loss_of, read_text
+from polyhead.export.quality import (
+    encoder_quality,
+    evaluation_windows,
+    loss_of,
+    perplexity,
+    read_text,
+    torch_perplexity,
+)
 from polyhead.export.quantize import CacheType, Quantization, QuantizationOptions, quantize_graph
 from polyhead.export.quantize_cache import calibration_samples, to_int8_cache
 from polyhead.export.seq2seq.exportable import ExportableSeq2Seq
@@ -24,7 +31,7 @@ from polyhead.export.seq2seq.quality import seq2seq_quality
 from polyhead.export.seq2seq.verify import verify_seq2seq
 from polyhead.export.source import SOURCE_TOKENIZER_FILE, TOKENIZER_FILE, Source, own_source
 from polyhead.export.to_onnx import export_decoder, export_encoder
-from polyhead.export.verify import Verification, verify_decoder, verify_encoder
+from polyhead.export.verify import Verification, compare_run, run_decoder, verify_encoder
 from polyhead.models.checkpoint import (
     HELD_OUT_FILE,
     CheckpointConfig,
@@ -44,7 +51,7 @@ CHAT_TEMPLATE_FILE = "chat_template.jinja"
 NOT_QUANTIZED = QuantizationOptions()
 VERIFIED_ROWS = 8
 """Prompts that decode together while a decoder is verified."""
-VERIFIED_TOKENS = 512
+VERIFIED_TOKENS = 256
 """Tokens that each of them can have; more would take memory that a checkpoint's own size doesn't account for."""
 
 
@@ -193,19 +200,30 @@ def measure(source: Source, bundle: Bundle, options: ExportOptions) -> Measureme
     if isinstance(model, ExportableSeq2Seq):
         return measure_seq2seq(source, model, bundle, options)
     if isinstance(model, ExportableDecoder):
-        slots, capacity = VERIFIED_ROWS, min(VERIFIED_TOKENS, manifest.limits.max_tokens)
-        with closing(Decoder(bundle.graph, manifest, slots=slots, capacity=capacity)) as decoder:
-            bundle.check_signature(*decoder.signature)
-            verification = verify_decoder(model, decoder, tolerance)
-            return Measurement(
-                verification, decoder_quality(model, decoder, tokenizer_json, text) if text is not None else {}
-            )
+        return measure_decoder(model, bundle, tokenizer_json, tolerance, text)
     with closing(Encoder(bundle.graph, manifest)) as encoder:
         bundle.check_signature(*encoder.signature)
         verification = verify_encoder(model, encoder, tolerance)
         return Measurement(
             verification, encoder_quality(model, encoder, tokenizer_json, text) if text is not None else {}
         )
+
+
+def measure_decoder(
+    model: ExportableDecoder, bundle: Bundle, tokenizer_json: str, tolerance: float, text: str | None
+) -> Measurement:
+    """First all that the graph computes and then all that torch does, so that the memory of one is free for the other."""
+    manifest, quality = bundle.manifest, {}
+    capacity = min(VERIFIED_TOKENS, manifest.limits.max_tokens)
+    with closing(Decoder(bundle.graph, manifest, slots=VERIFIED_ROWS, capacity=capacity)) as decoder:
+        bundle.check_signature(*decoder.signature)
+        run = run_decoder(decoder)
+        if text is not None:
+            windows = evaluation_windows(decoder, model.sizes.max_tokens, tokenizer_json, text)
+            quality["perplexity"] = perplexity(decoder, windows)
+    if text is not None:
+        quality["perplexity_fp32"] = torch_perplexity(model, windows)
+    return Measurement(compare_run(model, run, tolerance), quality)
 
 
 def measure_seq2seq(source: Source, model: ExportableSeq2Seq, bundle: Bundle, options: ExportOptions) -> Measurement:

@@ -35,18 +35,24 @@ def read_text(path: Path) -> str:
         raise ExportError(f"{path}: must be UTF-8, has other bytes at {error.start}") from error
 
 
-def decoder_quality(source: ExportableDecoder, decoder: Decoder, tokenizer_json: str, text: str) -> dict[str, float]:
-    """`perplexity` of the graph and `perplexity_fp32` of torch on a text. Raises ExportError if it is too short."""
+def evaluation_windows(decoder: Decoder, max_tokens: int, tokenizer_json: str, text: str) -> NDArray[np.int64]:
+    """(N, T): what a decoder is measured on. Raises ExportError if the text is too short."""
     tokens = np.array(_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids)
-    steps = decoder.memory.quantized  # which only decoding attends over
-    windows = spread_windows(
-        tokens, min(WINDOW, source.sizes.max_tokens), DECODED_TOKENS if steps else EVALUATED_TOKENS
+    return spread_windows(
+        tokens, min(WINDOW, max_tokens), DECODED_TOKENS if decoder.memory.quantized else EVALUATED_TOKENS
     )
-    ours = np.concatenate([_torch_losses(source, window) for window in windows])
+
+
+def perplexity(decoder: Decoder, windows: NDArray[np.int64]) -> float:
+    """Of the graph. An int8 cache is measured token by token: only decoding attends over it."""
     groups = [windows[i : i + decoder.slots] for i in range(0, len(windows), decoder.slots)]
-    losses = [_losses_of_steps(decoder, group) for group in groups] if steps else [_losses(decoder, w) for w in windows]
-    theirs = np.concatenate(losses)
-    return {"perplexity": float(np.exp(theirs.mean())), "perplexity_fp32": float(np.exp(ours.mean()))}
+    quantized = decoder.memory.quantized
+    losses = [_losses_of_steps(decoder, g) for g in groups] if quantized else [_losses(decoder, w) for w in windows]
+    return float(np.exp(np.concatenate(losses).mean()))
+
+
+def torch_perplexity(source: ExportableDecoder, windows: NDArray[np.int64]) -> float:
+    return float(np.exp(np.concatenate([_torch_losses(source, window) for window in windows]).mean()))
 
 
 def spread_windows(tokens: NDArray[np.int64], length: int, most: int = EVALUATED_TOKENS) -> NDArray[np.int64]:

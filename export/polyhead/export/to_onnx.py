@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from polyhead.export.attention import CacheInputs
 from polyhead.export.exportable import ExportableDecoder, ExportableEncoder, Slots
+from polyhead.export.fold import fold
 
 OPSET = 24
 """The first with attention over rows of different lengths; for the attention of 25 onnxruntime has no CPU kernel."""
@@ -143,7 +144,7 @@ def to_graph(
         )
         assert program is not None
         _name_weights(program.model.graph, module)
-        program.optimize()
+        fold(program.model)
     _drop_metadata(program.model)
     return program.model
 

@@ -100,7 +100,11 @@ def verify_decoder(source: ExportableDecoder, decoder: Decoder, tolerance: float
 
     Raises ParityError.
     """
-    run = run_decoder(decoder)
+    return compare_run(source, run_decoder(decoder), tolerance)
+
+
+def compare_run(source: ExportableDecoder, run: DecoderRun, tolerance: float) -> Verification:
+    """The same of a decoder that has run already, and may be closed. Raises ParityError."""
     expected = [source.reference(row.tokens, 1 + run.steps) for row in run.together]
     return Verification(compare_decoder(expected, run.together, run.shape, tolerance), run.independent)
 
