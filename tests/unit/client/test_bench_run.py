@@ -216,7 +216,7 @@ def test_a_picture_is_saved(server: BenchServer, bench: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("generate --prompt-tokens 60 --max-tokens 5", "65 tokens together are too long for the model, which takes 64"),
+        ("generate --prompt-tokens 60 --max-tokens 5", "of 60 + 5 tokens are too long for the model, which takes 64"),
         ("generate --trace nowhere.csv", "nowhere.csv: No such file or directory"),
         ("generate --trace t.csv --max-tokens 5", "--trace has lengths of its own"),
         ("generate --trace-scale 2", "give one"),

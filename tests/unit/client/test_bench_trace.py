@@ -66,8 +66,8 @@ def test_clip_shortens_what_the_model_cannot_take(path: Path) -> None:
         (HEADER + "2,2,3\n1,2,3\n", "line 3, column TIMESTAMP: must not be before the row above it, given '1'"),
         (
             HEADER + "1,60,5\n",
-            "line 2, columns ContextTokens and GeneratedTokens: 60 . 5 tokens are too long for the model, which takes 64; "
-            "--trace-clip shortens such rows",
+            "line 2, columns ContextTokens and GeneratedTokens: prompt and answer of 60 . 5 tokens are too long for the model, "
+            "which takes 64; --trace-clip shortens such rows",
         ),
     ],
 )
@@ -77,6 +77,19 @@ def test_what_is_wrong_is_named_with_line_and_column(tmp_path: Path, text: str, 
     with pytest.raises(BenchError, match=message) as caught:
         read_trace(path, 64)
     assert str(path) in str(caught.value)
+
+
+def test_a_row_for_a_sequence_to_sequence_model_may_have_its_longest_source_and_its_longest_answer(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n1,60,30\n2,61,31\n")
+    assert read_trace(path, 60, requests=1, answer_limit=30) == [GenerateJob(0, 0.0, 60, 30)]
+    assert read_trace(path, 60, answer_limit=30, clip=True)[1] == GenerateJob(1, 1.0, 60, 30)
+    with pytest.raises(
+        BenchError, match=r"line 3, .* a prompt of 61 tokens is too long .* longest source has 60; --trace-clip"
+    ):
+        read_trace(path, 60, answer_limit=30)
 
 
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_jobs_fit_the_model_and_depend_on_the_seed_not_on_the_rate(
 
 def test_lengths_that_cannot_fit_are_refused_before_anything_is_drawn() -> None:
     with pytest.raises(
-        BenchError, match="74 tokens together are too long for the model, which takes 64; lower --prompt-"
+        BenchError, match=r"of 10 \+ 64 tokens are too long for the model, which takes 64; lower --prompt-"
     ):
         workload.generate_jobs("0", None, Uniform(1, 10), Uniform(64, 64), 64)
 
@@ -104,6 +104,17 @@ def test_a_job_that_is_too_long_keeps_its_answer_as_far_as_any_prompt_can() -> N
     assert workload.fitted(GenerateJob(0, 0.0, 60, 20), 64) == GenerateJob(0, 0.0, 44, 20)
     assert workload.fitted(GenerateJob(0, 0.0, 5, 100), 64) == GenerateJob(0, 0.0, 1, 63)
     assert workload.fitted(GenerateJob(0, 0.0, 32, 32), 64) == GenerateJob(0, 0.0, 32, 32)
+
+
+def test_source_and_answer_of_a_sequence_to_sequence_model_have_a_limit_each() -> None:
+    assert workload.fitted(GenerateJob(0, 0.0, 60, 20), 64, 20) == GenerateJob(0, 0.0, 60, 20)
+    assert workload.fitted(GenerateJob(0, 0.0, 99, 99), 64, 20) == GenerateJob(0, 0.0, 64, 20)
+    jobs = workload.generate_jobs("0", None, Uniform(60, 64), Uniform(20, 20), 64, 20)
+    assert 60 <= next(jobs).prompt_tokens <= 64
+    with pytest.raises(BenchError, match="prompt of 65 tokens is too long for the model, whose longest source has 64"):
+        workload.generate_jobs("0", None, Uniform(1, 65), Uniform(20, 20), 64, 20)
+    with pytest.raises(BenchError, match="an answer of 21 tokens is too long for the model, whose longest has 20"):
+        workload.generate_jobs("0", None, Uniform(1, 64), Uniform(21, 21), 64, 20)
 
 
 def test_random_ids_cover_the_vocabulary_and_stay_in_it() -> None:

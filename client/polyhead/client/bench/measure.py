@@ -65,7 +65,8 @@ def measure_generate(settings: GenerateSettings) -> Measurement:
     def jobs(seed: str) -> Iterator[GenerateJob]:
         if rows:
             return iter(rows)
-        return workload.generate_jobs(seed, settings.rate, settings.prompt, settings.answer, model.max_tokens)
+        limits = (model.max_tokens, model.max_answer_tokens)
+        return workload.generate_jobs(seed, settings.rate, settings.prompt, settings.answer, *limits)
 
     def send(stub: InferenceServiceAsyncStub, seed: str) -> Send[GenerateJob]:
         request = payloads.generate_requests(settings, model, seed)
@@ -79,7 +80,8 @@ def _trace_jobs(settings: GenerateSettings, model: Model) -> list[GenerateJob]:
     if trace is None:
         return []
     bounds = (settings.requests, settings.seconds)
-    return read_trace(trace.path, model.max_tokens, *bounds, scale=trace.scale, clip=trace.clip)
+    limits = (model.max_tokens, *bounds)
+    return read_trace(trace.path, *limits, answer_limit=model.max_answer_tokens, scale=trace.scale, clip=trace.clip)
 
 
 def measure_encode(settings: EncodeSettings) -> Measurement:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from polyhead.client.bench.errors import BenchError
-from polyhead.client.bench.workload import GenerateJob, fitted
+from polyhead.client.bench.workload import GenerateJob, fitted, refusal
 
 TIME, PROMPT, ANSWER = "TIMESTAMP", "ContextTokens", "GeneratedTokens"
 
@@ -23,13 +23,14 @@ def read_trace(
     requests: int | None = None,
     seconds: float | None = None,
     *,
+    answer_limit: int = 0,
     scale: float = 1.0,
     clip: bool = False,
 ) -> list[GenerateJob]:
     """The trace's first `requests` rows of the first `seconds` of the run, at `scale` times the recorded rate.
 
-    A row whose tokens exceed the model's `limit` is shortened if `clip`. Raises BenchError, naming line and column, for that
-    otherwise and for what is no trace.
+    A row whose tokens exceed the model's limits, as `workload.refusal` has them, is shortened if `clip`. Raises BenchError,
+    naming line and column, for that otherwise and for what is no trace.
     """
     jobs: list[GenerateJob] = []
     try:
@@ -37,7 +38,7 @@ def read_trace(
             for place, job in itertools.islice(_rows(path, file, scale), requests):
                 if seconds is not None and job.due >= seconds:
                     break
-                jobs.append(_limited(place, job, limit, clip))
+                jobs.append(_limited(place, job, (limit, answer_limit), clip))
     except OSError as error:
         raise BenchError(f"{path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -64,13 +65,10 @@ def _rows(path: Path, file: Iterable[str], scale: float) -> Iterator[tuple[str, 
         yield place, GenerateJob(index, (time - first) / scale, *lengths)
 
 
-def _limited(place: str, job: GenerateJob, limit: int, clip: bool) -> GenerateJob:
-    if not clip and job.prompt_tokens + job.max_tokens > limit:
-        raise BenchError(
-            f"{place}, columns {PROMPT} and {ANSWER}: {job.prompt_tokens} + {job.max_tokens} tokens are too long for the "
-            f"model, which takes {limit}; --trace-clip shortens such rows"
-        )
-    return fitted(job, limit)
+def _limited(place: str, job: GenerateJob, limits: tuple[int, int], clip: bool) -> GenerateJob:
+    if not clip and (why := refusal(job, *limits)):
+        raise BenchError(f"{place}, columns {PROMPT} and {ANSWER}: {why}; --trace-clip shortens such rows")
+    return fitted(job, *limits)
 
 
 def _time(place: str, text: str | None) -> float:
