@@ -106,6 +106,9 @@ def test_a_conversation_has_one_answer_at_a_time(
     with pytest.raises(SystemExit):
         main(["generate", "--chat", "--samples", "2"])
     assert "--samples needs TEXT" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["generate", "--chat", "--alignment", "out.html"])
+    assert "--alignment FILE needs TEXT" in capsys.readouterr().err
 
 
 def test_generate_sends_every_flag(server: ScriptedServer) -> None:
@@ -226,6 +229,18 @@ def test_an_alignment_is_drawn_under_the_answer_or_is_part_of_the_json(
     source = {"source_tokens": ["a", "b", "</s>"], "target_tokens": ["a", "b"]}
     assert answer["alignment"] == {**source, "weights": [[1, 0, 0], [0, 1, 0]]}
     assert all(request.return_alignment for request in server.script.requests)
+
+
+def test_on_a_terminal_an_alignment_is_gray_and_no_wider_than_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "6")
+    assert main(["generate", "--alignment", "-", "a b"]) == 0
+    black, white = "\x1b[48;5;232m  ", "\x1b[48;5;255m  "
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:4] == ["  a b", f"a {white}{black}\x1b[0m", f"b {black}{white}\x1b[0m"]
+    assert lines[4:9] == ["", "  <", "  /", "  s", "  >"]
 
 
 def test_pictures_of_several_texts_and_samples_are_numbered(
