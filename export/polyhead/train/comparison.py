@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from polyhead.train.comparison_report import Outcome, Unit, draw, figures_by_length, table
+from polyhead.train.comparison_report import Outcome, Unit, draw, figures_by_length, read_outcome, table
 from polyhead.train.contestants import Contestant, contestants
 from polyhead.train.errors import UsageError
 from polyhead.train.loop import Resume, train
@@ -74,12 +74,16 @@ def _contestants(args: Namespace, base: str, corpus: PairCorpus) -> list[Contest
 
 
 def _try(contestant: Contestant, corpus: PairCorpus, args: Namespace, unit: Unit) -> Outcome:
+    """Train and measure; what an interrupted comparison has measured before is not measured again."""
     recipe = make_recipe(contestant.settings, corpus)
     out: Path = args.out / contestant.key
     resume: Resume = "restart" if args.restart else "auto"
     result = train(recipe, contestant.settings.loop, out, resume, clock=time.process_time)
+    measured = out / "outcome.json"
+    if not args.restart and (known := read_outcome(measured)) is not None and known.steps == result.steps:
+        return known
     print(finish(recipe, result, out), flush=True)
-    return Outcome(
+    outcome = Outcome(
         contestant.name,
         contestant.parameters,
         result.steps,
@@ -87,6 +91,8 @@ def _try(contestant: Contestant, corpus: PairCorpus, args: Namespace, unit: Unit
         json.loads((out / "config.json").read_text("utf-8"))["quality"],
         figures_by_length(corpus.test, recipe.test_answers(), unit),
     )
+    measured.write_text(json.dumps(asdict(outcome), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return outcome
 
 
 def write(out: Path, data: str, outcomes: Sequence[Outcome], unit: Unit, figure: str) -> None:

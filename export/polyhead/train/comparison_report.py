@@ -1,5 +1,6 @@
 """What a comparison shows: quality by the length of the source, as a table and as a picture."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,16 @@ class Outcome:
     processor_seconds: float
     quality: dict[str, float]
     by_length: list[LengthFigures]
+
+
+def read_outcome(path: Path) -> Outcome | None:
+    """What was written of it as JSON; None where there is nothing whole."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        by_length = [LengthFigures(**figures) for figures in document.pop("by_length")]
+        return Outcome(by_length=by_length, **document)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def source_length(text: str, unit: Unit) -> int:

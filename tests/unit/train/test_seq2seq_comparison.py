@@ -59,6 +59,9 @@ def test_a_comparison_leaves_four_checkpoints_a_table_and_a_picture(
     printed = capsys.readouterr().out
     assert "exact match at characters" in printed
     assert "RNN with attention, 3 layers" in printed
+    assert main([*arguments, "--width=32"]) == 0  # nothing is trained or measured again
+    assert json.loads((out / "comparison.json").read_text("utf-8")) == document
+    assert "best at step" not in capsys.readouterr().out
     assert main([*arguments, "--width=40"]) == 2
     assert "holds another training" in capsys.readouterr().err
 
