@@ -6,6 +6,10 @@ layer for keys and one for values: a quarter of the memory, and faster to attend
 onnxruntime reads a prompt over fp32 faster. So prompts are read in lanes and then committed to slots.
 """
 
+import math
+import mmap
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,8 +28,8 @@ class CacheMemory:
     def __init__(self, cache: bundle_pb2.Cache, *, slots: int, lanes: int, capacity: int) -> None:
         layer = (cache.kv_heads, capacity, cache.head_size)
         self.quantized = cache.type == "int8"
-        self.slots = np.zeros((2, cache.layers, slots, *layer), np.int8 if self.quantized else np.float32)
-        self.lanes = np.zeros((2, cache.layers, lanes, *layer), np.float32)
+        self.slots = untouched_zeros((2, cache.layers, slots, *layer), np.int8 if self.quantized else np.float32)
+        self.lanes = untouched_zeros((2, cache.layers, lanes, *layer), np.float32)
         self._scales = np.array([cache.key_scales, cache.value_scales], np.float32)  # (2, layers), or (2, 0) of fp32
         # Copies go layer by layer: numpy can't tell that slots of one array don't overlap and would copy all of it twice.
         self._layers = list(np.ndindex(2, cache.layers))
@@ -33,7 +37,7 @@ class CacheMemory:
     @property
     def bytes_per_slot(self) -> int:
         """Memory that a full slot takes."""
-        return self.slots.nbytes // self.slots.shape[2]
+        return int(self.slots.nbytes // self.slots.shape[2])
 
     def commit(self, lane: int, slot: int, length: int) -> None:
         """Copy what a lane holds to a slot, in the slot's type. Magnitudes beyond what was calibrated become the largest."""
@@ -59,3 +63,15 @@ class CacheMemory:
         """Keys and values that a slot holds, (2, layers, kv_heads, length, head_size); a copy."""
         held = self.slots[:, :, slot, :, :length].astype(np.float32)
         return held * self._scales[:, :, None, None, None] if self.quantized else held
+
+
+def untouched_zeros(shape: tuple[int, ...], dtype: type[np.number[Any]]) -> NDArray[Any]:
+    """Zeros in small pages, each taken up when it is first written. numpy asks the system for huge pages, of which the first
+    token of a slot takes up 2 MB in every layer."""
+    count = math.prod(shape)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, count * np.dtype(dtype).itemsize, **private)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    zeros: NDArray[Any] = np.frombuffer(memory, dtype, count).reshape(shape)
+    return zeros

@@ -1,5 +1,8 @@
 """Lanes and slots of a decoder's cache."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -52,3 +55,19 @@ def test_slots_and_lanes_are_copied_as_far_as_is_asked(kind: str) -> None:
 
 def test_an_int8_slot_takes_a_quarter_of_the_memory() -> None:
     assert memory("float").bytes_per_slot == 4 * memory("int8").bytes_per_slot == 2 * 3 * 2 * 10 * 8 * 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells resident memory on Linux only")
+def test_memory_is_taken_up_as_slots_fill() -> None:
+    """One token in every layer, head and slot of a gigabyte takes a page of the system in each."""
+    cache = bundle_pb2.Cache(layers=8, kv_heads=2, head_size=64, type="float")
+    memory = CacheMemory(cache, slots=16, lanes=1, capacity=8192)
+    before = resident_bytes()
+    for slot in range(16):
+        memory.commit(0, slot, 1)
+    assert memory.slots.nbytes >= 2**30
+    assert resident_bytes() - before < 2 * 8 * 2 * 17 * 4096 * 2 + 2**22
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
