@@ -16,7 +16,7 @@ TASKS = {
     "copy": "strings of up to LONGEST letters as they are",
 }
 ALPHABET = "abcdefghij"
-DEFAULT_LONGEST = {"dates": 1, "multi-date": 4, "reverse": 32, "copy": 32}
+DEFAULT_LONGEST = {"dates": 1, "multi-date": 4, "reverse": 24, "copy": 24}
 FEW_LOCALES = ("en", "en_GB")
 
 
