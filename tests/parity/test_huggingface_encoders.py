@@ -1,6 +1,7 @@
 """Every architecture of encoders that can be imported, and the heads of sentence-transformers."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,29 @@ def test_sentence_transformers_steps_give_what_that_library_gives(tmp_path: Path
         np.testing.assert_allclose(
             encoder_of(load_source(tmp_path)).reference(ids), library.encode(text), rtol=1e-4, atol=1e-6
         )
+
+
+def test_a_transformer_in_a_folder_of_its_own_is_found(tmp_path: Path) -> None:
+    """As sentence-transformers wrote it before version 1."""
+    write_embedder(tmp_path / "new", "bert", num_hidden_layers=1)
+    write_sentence_modules(
+        tmp_path / "new", {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True}, dense=False
+    )
+    shutil.copytree(
+        tmp_path / "new", tmp_path / "old" / "0_Transformer", ignore=shutil.ignore_patterns("modules.json", "?_*")
+    )
+    for name in ("modules.json", "1_Pooling", "2_Normalize"):
+        (tmp_path / "new" / name).rename(tmp_path / "old" / name)
+    entries = json.loads((tmp_path / "old" / "modules.json").read_text())
+    entries[0]["path"] = "0_Transformer"
+    (tmp_path / "old" / "modules.json").write_text(json.dumps(entries))
+    (tmp_path / "old" / "config.json").write_text('{"__version__": "0.2.5"}')
+    source = load_source(tmp_path / "old")
+    assert source.task == "embed"
+    assert source.model.sizes.max_tokens == 40
+    ids = np.array([4, 5, 6])
+    actual = encoder_of(source).reference(ids)
+    np.testing.assert_allclose(actual, sentence_transformer(tmp_path / "old").encode("w1 w2 w3"), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,24 @@ from polyhead.models.checkpoint import CheckpointError
 from polyhead.v1 import bundle_pb2
 
 CONFIG_FILE = "config.json"
+MODULES_FILE = "modules.json"
+"""Of sentence-transformers."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def is_hugging_face(folder: Path) -> bool:
     """Whether config.json names a type of model, as transformers writes it."""
-    path = folder / CONFIG_FILE
+    path = transformer_folder(folder) / CONFIG_FILE
     return path.is_file() and "model_type" in read_json(path)
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where config.json, tokenizer and weights lie: the folder itself, or the one that modules.json names for its first module,
+    which older sentence-transformers call `0_Transformer`. Raises CheckpointError."""
+    modules = folder / MODULES_FILE
+    first = next(iter(read_list(modules)), None) if modules.is_file() else None
+    return folder / str(first.get("path") or "") if isinstance(first, dict) else folder
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -50,6 +60,8 @@ class CheckpointFolder:
     """A folder with config.json, weights as safetensors, tokenizer.json and perhaps more. Properties raise CheckpointError."""
 
     path: Path
+    root: Path | None = None
+    """Where modules.json lies, if that is another folder."""
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -74,7 +86,7 @@ class CheckpointFolder:
 
     @property
     def is_sentence_transformer(self) -> bool:
-        return (self.path / "modules.json").is_file()
+        return ((self.root or self.path) / MODULES_FILE).is_file()
 
     @cached_property
     def sentence_config(self) -> dict[str, Any]:

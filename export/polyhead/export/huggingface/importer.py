@@ -11,7 +11,7 @@ from polyhead.export.exportable import Exportable
 from polyhead.export.huggingface.architectures import SEQ2SEQ, task_of
 from polyhead.export.huggingface.decoder import HuggingFaceDecoder
 from polyhead.export.huggingface.encoder import HuggingFaceClassifier, HuggingFaceEmbedder, longest_input
-from polyhead.export.huggingface.folder import CheckpointFolder
+from polyhead.export.huggingface.folder import CheckpointFolder, transformer_folder
 from polyhead.export.huggingface.licence import read_license
 from polyhead.export.huggingface.load import load_model
 from polyhead.export.huggingface.sentences import SentenceHead, read_steps, sentence_head
@@ -38,7 +38,7 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
 
     Raises CheckpointError for files that are missing, damaged or pickle, ExportError for what can't be exported.
     """
-    folder = CheckpointFolder(path)
+    folder = CheckpointFolder(transformer_folder(path), path)
     task = task_of(folder.model_type, folder.architecture, folder.is_sentence_transformer, task)
     folder.check_weights(auto_class(folder, task))
     folder.check_tokenizer()  # before weights are loaded, which takes longer
@@ -69,7 +69,9 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
 def load(folder: CheckpointFolder, task: Task, max_tokens: int | None) -> Exportable:
     """The weights, as export takes them."""
     steps = (
-        sentence_head(read_steps(folder.path)) if task == "embed" and folder.is_sentence_transformer else SentenceHead()
+        sentence_head(read_steps(folder.root or folder.path))
+        if task == "embed" and folder.is_sentence_transformer
+        else SentenceHead()
     )
     model: Any = load_model(folder.path, auto_class(folder, task), UNUSED if task == "embed" else ())
     if folder.model_type in SEQ2SEQ:
