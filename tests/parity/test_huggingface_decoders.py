@@ -12,8 +12,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from polyhead.export.errors import ExportError
 from polyhead.export.huggingface import architectures
-from polyhead.export.pipeline import export_source, load_source
+from polyhead.export.pipeline import ExportOptions, export_source, load_source
 from polyhead.export.verify import answer
 from polyhead.server.bundle import read_bundle
 from polyhead.server.runtime.decoder import Decoder
@@ -65,6 +66,20 @@ def generate(model: Any, prompt: list[int], count: int) -> list[int]:
     )
     tokens: list[int] = output[0].tolist()
     return tokens
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(architectures.DECODERS))
+def test_an_int8_cache_is_had_or_refused_in_words(name: str, tmp_path: Path) -> None:
+    write_decoder(tmp_path / "checkpoint", name)
+    source, options = load_source(tmp_path / "checkpoint"), ExportOptions(cache="int8")
+    if name in ("gemma3_text", "smollm3"):
+        with pytest.raises(ExportError, match=f"{name} can't have an int8 cache; leave out --cache int8"):
+            export_source(source, tmp_path / "models" / "tiny", options)
+        return
+    manifest = read_bundle(export_source(source, tmp_path / "models" / "tiny", options)).manifest
+    assert manifest.traffic_independent
+    assert max(check.error for check in manifest.parity) < 0.05
 
 
 def test_every_supported_decoder_is_held() -> None:

@@ -143,7 +143,7 @@ def export_source(source: Source, out: Path, options: ExportOptions | None = Non
         bundle = Bundle(folder, manifest)
         if options.cache == "int8":
             to_int8_cache(bundle, calibration_samples(bundle, options.evaluation_text))
-        measured = measure(source, bundle, options)
+        measured = measure_as_asked(source, bundle, options)
         manifest.parity.extend(measured.verification.parity)
         manifest.traffic_independent = measured.verification.traffic_independent
         manifest.quality.update(measured.quality)
@@ -190,6 +190,19 @@ def write_graph(name: str, graph: ir.Model, folder: Path, quantization: Quantiza
     entry = graph_entry(name, graph)
     ir.save(graph, folder / entry.file, external_data=f"{entry.file}.data")
     return entry
+
+
+def measure_as_asked(source: Source, bundle: Bundle, options: ExportOptions) -> Measurement:
+    """As `measure`; a graph that onnxruntime can't run with an int8 cache is refused with what would do."""
+    try:
+        return measure(source, bundle, options)
+    except RuntimeError as error:  # onnxruntime's
+        if options.cache != "int8":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(
+            f"{source.architecture} can't have an int8 cache; leave out --cache int8 ({reason})"
+        ) from error
 
 
 def measure(source: Source, bundle: Bundle, options: ExportOptions) -> Measurement:
