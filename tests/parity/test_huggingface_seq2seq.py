@@ -62,7 +62,9 @@ def exported(name: str) -> tuple[Any, Path]:
     folder = Path(mkdtemp(prefix="polyhead-test-"))
     write_checkpoint(folder / "checkpoint", "AutoModelForSeq2SeqLM", *CHECKPOINTS[name])
     # Read again: a table of sines is not in a checkpoint.
-    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "checkpoint", attn_implementation="eager").eval()
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        folder / "checkpoint", attn_implementation="eager"
+    ).eval()
     return model, export_source(load_source(folder / "checkpoint"), folder / "models" / "tiny")
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 
 from polyhead.server.background import in_background
@@ -18,7 +17,8 @@ from polyhead.server.errors import BundleError
 from polyhead.server.metrics import Metrics, ModelMetrics
 from polyhead.server.runtime.decoder import LANES, Decoder
 from polyhead.server.runtime.encoder import Encoder
-from polyhead.server.runtime.seq2seq import Seq2SeqDecoder, parts
+from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
+from polyhead.server.runtime.seq2seq_memory import bytes_needed
 from polyhead.server.tokenizer import Tokenizer
 from polyhead.v1 import bundle_pb2
 
@@ -104,10 +104,10 @@ def memory_needed(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
     if manifest.task != bundle_pb2.TASK_GENERATE:
         return weights
     if manifest.HasField("seq2seq"):
-        layout = parts(manifest, source_capacity(manifest, settings), slot_capacity(manifest, settings))
+        capacities = slot_capacity(manifest, settings), source_capacity(manifest, settings)
         rows = settings.slots + min(settings.slots, LANES)
-        logits = settings.slots * manifest.limits.vocabulary_size
-        return weights + BYTES["float"] * (rows * sum(prod(part.shape) for part in layout) + logits)
+        kept = bytes_needed(manifest, rows=rows, capacity=capacities[0], source_capacity=capacities[1])
+        return weights + kept + settings.slots * manifest.limits.vocabulary_size * BYTES["float"]
     cache, lanes = manifest.cache, min(settings.slots, LANES) + settings.prefix_slots
     numbers = 2 * cache.layers * cache.kv_heads * cache.head_size
     token = numbers * (settings.slots * BYTES.get(cache.type, 4) + lanes * BYTES["float"])

@@ -70,12 +70,12 @@ def answers(decoder: Seq2SeqDecoder, sources: Sequence[list[int]], steps: int) -
         lane = slot % decoder.lanes
         first.append(decoder.prefill(lane, [np.array(source)], [0], top_k).rows([0]))
         decoder.memory.commit(lane, slot, len(source))
-    outputs = [[np.concatenate(arrays) for arrays in zip(*map(_arrays, first), strict=True)]]
+    longest = decoder.longest_prompt
+    outputs = [[np.concatenate(arrays) for arrays in zip(*(_arrays(one, longest) for one in first), strict=True)]]
     held = np.array([len(source) for source in sources])
     for step in range(steps - 1):
-        outputs.append(
-            _arrays(decoder.decode(outputs[-1][1][:, 0], held + step, top_k).rows(list(range(len(sources)))))
-        )
+        output = decoder.decode(outputs[-1][1][:, 0], held + step, top_k).rows(list(range(len(sources))))
+        outputs.append(_arrays(output, longest))
     stacked = [np.stack(arrays, axis=1) for arrays in zip(*outputs, strict=True)]  # (rows, N, …)
     start = decoder.start_token_id
     return [_answer(source, start, [array[row] for array in stacked]) for row, source in enumerate(sources)]
@@ -87,9 +87,12 @@ def _answer(source: list[int], start: int, arrays: list[NDArray[Any]]) -> Seq2Se
     return Seq2SeqAnswer(source, [start, *ids[:-1, 0].tolist()], values, ids, sums, logits, alignment)
 
 
-def _arrays(output: StepOutput) -> list[NDArray[Any]]:
+def _arrays(output: StepOutput, longest: int) -> list[NDArray[Any]]:
+    """With alignments as wide as the longest source."""
     arrays: list[NDArray[Any]] = [output.topk_values, output.topk_ids, output.logsumexp, output.logits]
-    return arrays if output.alignment is None else [*arrays, output.alignment]
+    if output.alignment is None:
+        return arrays
+    return [*arrays, np.pad(output.alignment, ((0, 0), (0, longest - output.alignment.shape[1])))]
 
 
 def verify_seq2seq(source: ExportableSeq2Seq, decoder: Seq2SeqDecoder, tolerance: float) -> Verification:

@@ -1,108 +1,32 @@
-"""An encoder and a decoder, and the memory that answers of theirs have in common.
+"""An encoder graph and a one-step decoder graph.
 
-The encoder reads a source once, by itself and unpadded. What it gives is copied to the slot where the answer decodes: *memory*,
-which is only read from there on (what attention looks at), and the decoder's first *state* (of recurrent layers), which every
-step replaces. A Transformer's decoder has *caches* besides, where each step appends its keys and values in place. Every step
-computes over the whole capacity of memory and masks what is behind a row's own source: the shapes, and so a row's bits, don't
-depend on the others.
+The encoder reads a source once, by itself and unpadded. What it gives is kept for the answer (`seq2seq_memory.py`): *memory*, which is
+only read from there on (what attention looks at), and the decoder's first *state* (of recurrent layers), which every step
+replaces. A Transformer's decoder has *caches* besides, where each step appends its keys and values in place. A step is one call for
+each pool that has rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from polyhead.server.runtime.decoder import LANES, StepOutput, Where
+from polyhead.server.runtime.decoder import LANES, StepOutput
+from polyhead.server.runtime.seq2seq_memory import Pool, Seq2SeqMemory, parts
 from polyhead.server.runtime.session import TensorInfo, open_session, signature
 from polyhead.v1 import bundle_pb2
 
 Array = NDArray[Any]
-Kind = Literal["memory", "state", "past"]
 
-PRESENT = {"state": "new.state", "past": "present"}
+WRITTEN = {"state": "new.state", "past": "present"}
 """What the outputs of a step are called, by its inputs."""
 
 _KEPT_BINDINGS = 256
 _OUTPUTS = ("topk_values", "topk_ids", "logsumexp", "logits")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A tensor that each answer has one of: `name` is the decoder's input, `shape` that of one slot."""
-
-    name: str
-    kind: Kind
-    shape: tuple[int, ...]
-    axis: int
-    """Of the shape, along which its tokens lie: the source's of memory, the answer's of a cache; -1 of a state."""
-
-
-def parts(manifest: bundle_pb2.Bundle, source_capacity: int, capacity: int) -> list[Part]:
-    """What the manifest says of the decoder's memory, states and caches, for slots of these capacities in tokens."""
-    sizes = {"source": source_capacity, "target": capacity}
-    found = []
-    for tensor in manifest.graphs[1].inputs:
-        kind = tensor.name.partition(".")[0]
-        if kind in ("memory", "state", "past"):
-            dims = list(tensor.shape)[1:]
-            shape = tuple(sizes.get(size) or int(size) for size in dims)
-            axis = next((i for i, size in enumerate(dims) if size in sizes), -1)
-            found.append(Part(tensor.name, kind, shape, axis))  # type: ignore[arg-type]
-    return found
-
-
-class Seq2SeqMemory:
-    """What all answers hold, in lanes while their source is read and in slots while they decode."""
-
-    quantized = False
-
-    def __init__(self, layout: Sequence[Part], *, slots: int, lanes: int) -> None:
-        self._layout = layout
-        self.lanes = {part.name: np.zeros((lanes, *part.shape), np.float32) for part in layout}
-        self.slots = {part.name: np.zeros((slots, *part.shape), np.float32) for part in layout}
-        self.lane_sources = np.ones(lanes, np.int32)
-        """Tokens of the source in each lane, and below in each slot."""
-        self.slot_sources = np.ones(slots, np.int32)
-
-    @property
-    def bytes_per_slot(self) -> int:
-        return sum(array[:1].nbytes for array in self.slots.values())
-
-    def commit(self, lane: int, slot: int, length: int) -> None:
-        """Copy what a lane holds, a source of so many tokens and the decoder's first position, to a slot."""
-        self._copy(self.lanes, lane, self.slots, slot, int(self.lane_sources[lane]), 1)
-        self.slot_sources[slot] = self.lane_sources[lane]
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy one slot to another; `length` counts the source's tokens and the answer's."""
-        read = int(self.slot_sources[source])
-        self._copy(self.slots, source, self.slots, target, read, length - read + 1)
-        self.slot_sources[target] = read
-
-    def copy_lane(self, source: int, target: int, length: int) -> None:
-        """Copy one lane to another."""
-        self._copy(self.lanes, source, self.lanes, target, int(self.lane_sources[source]), 1)
-        self.lane_sources[target] = self.lane_sources[source]
-
-    def _copy(
-        self,
-        origin: Mapping[str, Array],
-        source: int,
-        destination: Mapping[str, Array],
-        target: int,
-        read: int,
-        written: int,
-    ) -> None:
-        """Of memory what the source takes up, of caches what the answer does."""
-        for part in self._layout:
-            where: tuple[Any, ...] = ()
-            if part.axis >= 0:
-                where = (*(slice(None),) * part.axis, slice(read if part.kind == "memory" else written))
-            destination[part.name][(target, *where)] = origin[part.name][(source, *where)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +60,13 @@ class Seq2SeqDecoder:
         self.start_token_id = manifest.seq2seq.start_token_id
         self._encoder, self._decoder = (open_session(folder / graph.file) for graph in manifest.graphs)
         self._names = {node.name for node in self._decoder.get_inputs()}
-        outputs = {node.name for node in self._decoder.get_outputs()}
-        self.has_alignment = "alignment" in outputs
-        self._layout = parts(manifest, source_capacity, capacity)
-        self._encoded = [part for part in self._layout if part.kind != "past"]
-        self.memory = Seq2SeqMemory(self._layout, slots=slots, lanes=self.lanes)
-        self._bindings: dict[tuple[Where, int, int, int], _Binding] = {}
-        self._logits = np.empty((slots, self.vocabulary_size), np.float32)
+        self.has_alignment = "alignment" in {node.name for node in self._decoder.get_outputs()}
+        self._encoded = [part for part in parts(manifest, source_capacity, capacity) if part.kind != "past"]
+        self.memory = Seq2SeqMemory(
+            manifest, slots=slots, lanes=self.lanes, capacity=capacity, source_capacity=source_capacity
+        )
+        self._bindings: dict[tuple[int, int, int], _Binding] = {}
+        self._logits: dict[int, Array] = {}  # of each pool, and of a whole step: bindings of many shapes share them
 
     @property
     def signatures(self) -> list[tuple[list[TensorInfo], list[TensorInfo]]]:
@@ -157,53 +81,82 @@ class Seq2SeqDecoder:
         self, lane: int, chunks: Sequence[Array], past: Sequence[int], top_k: int, *, every_position: bool = False
     ) -> StepOutput:
         """Read whole sources (S,) into neighbouring lanes from `lane` on, each by itself, and begin their answers. N is the number
-        of sources."""
+        of sources. What lanes held before must be in slots by now."""
+        self.memory.clear_lanes()
         for at, source in enumerate(chunks, lane):
-            encoded = self._encoder.run(
-                [part.name for part in self._encoded],
-                {"input_ids": source[None].astype(np.int64), "lengths": np.array([len(source)], np.int32)},
-            )
-            for part, array in zip(self._encoded, encoded, strict=True):
-                where = (slice(None),) * part.axis + (slice(len(source)),) if part.axis >= 0 else ()
-                self.memory.lanes[part.name][(at, *where)] = array[0]
-            self.memory.lane_sources[at] = len(source)
+            self._encode(at, source)
         rows = len(chunks)
-        return self._step("lanes", lane, np.full(rows, self.start_token_id), np.zeros(rows, np.int32), top_k)
+        start = np.full(rows, self.start_token_id)
+        return self._step(self.memory.lanes, lane, start, np.zeros(rows, np.int32), top_k)
 
     def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0) -> StepOutput:
-        """Append one token to each of B neighbouring slots from `first` on, which hold `past` (B,) tokens of source and answer; N
-        is B."""
-        sources = self.memory.slot_sources[first : first + len(tokens)]
-        return self._step("slots", first, tokens, past - sources + 1, top_k)  # the start token stands before the answer
+        """Append one token to each of the slots 0 to B - 1, which hold `past` (B,) tokens of source and answer; N is B."""
+        assert first == 0, (
+            "an answer that is not the continuation of its prompt has no guesses, and so no steps of its own"
+        )
+        self.memory.keep_first(len(tokens))
+        return self._step(self.memory.pools, 0, tokens, past + 1, top_k)  # the start token stands before the answer
 
     def close(self) -> None:
         """Let go of the graphs and the memory."""
         self._bindings.clear()
         del self._encoder, self._decoder, self.memory
 
-    def _step(self, where: Where, first: int, tokens: Array, positions: Array, top_k: int) -> StepOutput:
+    def _encode(self, lane: int, source: Array) -> None:
+        encoded = self._encoder.run(
+            [part.name for part in self._encoded],
+            {"input_ids": source[None].astype(np.int64), "lengths": np.array([len(source)], np.int32)},
+        )
+        pool, row = self.memory.enter(lane, len(source))
+        for part, array in zip(self._encoded, encoded, strict=True):
+            pool.arrays[part.name][part.where(row, len(source), 0)] = array[0]
+
+    def _step(self, pools: Sequence[Pool], first: int, tokens: Array, held: Array, top_k: int) -> StepOutput:
+        """A call for each pool that has rows. tokens (B,) of the slots or lanes from `first` on, which hold so many tokens, the
+        source's too if they decode."""
         rows = len(tokens)
-        binding = self._binding(where, first, rows, top_k)
-        sources = self.memory.lane_sources if where == "lanes" else self.memory.slot_sources
+        outputs: list[tuple[Array, StepOutput]] = []
+        for pool in pools:
+            if pool.slots:
+                at = np.array(pool.slots) - first
+                sources = pool.source_lengths[: len(at)]
+                positions = np.maximum(held[at] - sources, 0)
+                outputs.append((at, self._run(pool, tokens[at], positions, sources, top_k)))
+        if len(outputs) == 1 and np.array_equal(outputs[0][0], np.arange(rows)):
+            return outputs[0][1]
+        return self._joined(outputs, rows, top_k)
+
+    def _joined(self, outputs: Sequence[tuple[Array, StepOutput]], rows: int, top_k: int) -> StepOutput:
+        """What the calls gave, in the order of slots."""
+        whole = self._output(0, rows, top_k, self.longest_prompt)
+        for at, output in outputs:
+            for name in _OUTPUTS:
+                getattr(whole, name)[at] = getattr(output, name)
+            if whole.alignment is not None and output.alignment is not None:
+                whole.alignment[at, : output.alignment.shape[1]] = output.alignment
+        return whole
+
+    def _run(self, pool: Pool, tokens: Array, positions: Array, sources: Array, top_k: int) -> StepOutput:
+        binding = self._binding(pool, len(tokens), top_k)
         binding.inputs["input_ids"][:, 0] = tokens
         binding.inputs["positions"][:] = positions
-        binding.inputs["source_lengths"][:] = sources[first : first + rows]
+        binding.inputs["source_lengths"][:] = sources
         self._decoder.run_with_iobinding(binding.io)
         for written, read in binding.states:
             read[:] = written
         return binding.output
 
-    def _binding(self, where: Where, first: int, rows: int, top_k: int) -> _Binding:
+    def _binding(self, pool: Pool, rows: int, top_k: int) -> _Binding:
         """Kept for the next step, which mostly has the same shape."""
-        key = (where, first, rows, top_k)
+        key = (id(pool), rows, top_k)
         if key not in self._bindings:
             while len(self._bindings) >= _KEPT_BINDINGS:
                 del self._bindings[next(iter(self._bindings))]
-            self._bindings[key] = self._bind(where, first, rows, top_k)
+            self._bindings[key] = self._bind(pool, rows, top_k)
         return self._bindings[key]
 
-    def _bind(self, where: Where, first: int, rows: int, top_k: int) -> _Binding:
-        """Fix the memory of a step of `rows` slots or lanes from `first` on."""
+    def _bind(self, pool: Pool, rows: int, top_k: int) -> _Binding:
+        """Fix the memory of a step of a pool's first rows."""
         inputs: dict[str, Array] = {
             "input_ids": np.zeros((rows, 1), np.int64),
             "positions": np.zeros(rows, np.int32),
@@ -211,30 +164,37 @@ class Seq2SeqDecoder:
             "capacity": np.array(self.capacity, np.int32),
             "top_k": np.array([top_k], np.int64),
         }
-        output = StepOutput(
-            np.empty((rows, top_k), np.float32),
-            np.empty((rows, top_k), np.int64),
-            np.empty(rows, np.float32),
-            self._logits[:rows],
-            np.empty((rows, self.longest_prompt), np.float32) if self.has_alignment else None,
-        )
+        output = self._output(id(pool), rows, top_k, pool.source_capacity)
         io = self._decoder.io_binding()
         for name, array in inputs.items():
             if name in self._names:  # recurrent decoders need no positions, and without attention no lengths
                 _bind(io.bind_input, name, array)
         for name in (*_OUTPUTS, "alignment") if self.has_alignment else _OUTPUTS:
             _bind(io.bind_output, name, getattr(output, name))
-        states = []
-        for part in self._layout:
-            view = getattr(self.memory, where)[part.name][first : first + rows]
+        return _Binding(io, inputs, output, list(self._bind_kept(io, pool, rows)))
+
+    def _bind_kept(self, io: ort.IOBinding, pool: Pool, rows: int) -> Iterator[tuple[Array, Array]]:
+        """What answers keep; gives each state that a step writes, with where it shall be read."""
+        for part in pool.layout:
+            view = pool.arrays[part.name][:rows]
             _bind(io.bind_input, part.name, view)
             if part.kind == "past":  # appended to in place
-                _bind(io.bind_output, part.name.replace("past", PRESENT["past"], 1), view)
+                _bind(io.bind_output, part.name.replace("past", WRITTEN["past"], 1), view)
             elif part.kind == "state":  # read by several nodes, so it must not change before all have read it
                 written = np.empty_like(view)
-                _bind(io.bind_output, part.name.replace("state", PRESENT["state"], 1), written)
-                states.append((written, view))
-        return _Binding(io, inputs, output, states)
+                _bind(io.bind_output, part.name.replace("state", WRITTEN["state"], 1), written)
+                yield written, view
+
+    def _output(self, owner: int, rows: int, top_k: int, source_capacity: int) -> StepOutput:
+        if owner not in self._logits:
+            self._logits[owner] = np.empty((self.slots, self.vocabulary_size), np.float32)
+        return StepOutput(
+            np.empty((rows, top_k), np.float32),
+            np.empty((rows, top_k), np.int64),
+            np.empty(rows, np.float32),
+            self._logits[owner][:rows],
+            np.zeros((rows, source_capacity), np.float32) if self.has_alignment else None,
+        )
 
 
 def _bind(method: Any, name: str, array: Array) -> None:

@@ -1,0 +1,172 @@
+"""What the answers of an encoder-decoder model keep: memory of the source, recurrent states, and caches of the answer itself.
+
+Answers with sources of about the same length share a *pool*, whose memory has room for the longest of them: a step computes over
+all of that room and masks what is behind a row's own source, so less room is less work. Which pool an answer is in depends on
+its own source alone, and so do the shapes it is computed with, and its bits. In a pool rows lie without gaps, so that a step
+computes for no idle ones; slots are the names by which the engine knows them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyhead.v1 import bundle_pb2
+
+Array = NDArray[Any]
+Kind = Literal["memory", "state", "past"]
+
+SHORTEST_POOL = 32
+"""Tokens of the sources in the first pool; each one after it has room for twice as many. One more pool would be one more call in
+the steps of mixed traffic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor that each answer has one of: `name` is the decoder's input, `shape` that of one row."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    axis: int
+    """Of the shape, along which its tokens lie: the source's of memory, the answer's of a cache; -1 of a state."""
+
+    def where(self, row: int, source_tokens: int, answer_tokens: int) -> tuple[Any, ...]:
+        """What of a pool's array a row takes up."""
+        if self.axis < 0:
+            return (row,)
+        taken = slice(source_tokens if self.kind == "memory" else answer_tokens)
+        return (row, *(slice(None),) * self.axis, taken)
+
+
+def parts(manifest: bundle_pb2.Bundle, source_capacity: int, capacity: int) -> list[Part]:
+    """What the manifest says of the decoder's memory, states and caches, for rows of these capacities in tokens."""
+    sizes = {"source": source_capacity, "target": capacity}
+    found = []
+    for tensor in manifest.graphs[1].inputs:
+        kind = tensor.name.partition(".")[0]
+        if kind in ("memory", "state", "past"):
+            dims = list(tensor.shape)[1:]
+            shape = tuple(sizes.get(size) or int(size) for size in dims)
+            axis = next((i for i, size in enumerate(dims) if size in sizes), -1)
+            found.append(Part(tensor.name, kind, shape, axis))  # type: ignore[arg-type]
+    return found
+
+
+def pool_lengths(source_capacity: int) -> list[int]:
+    """Tokens that the sources of each pool can have, ascending."""
+    lengths = [SHORTEST_POOL]
+    while lengths[-1] < source_capacity:
+        lengths.append(2 * lengths[-1])
+    return [*lengths[:-1], source_capacity]
+
+
+def bytes_needed(manifest: bundle_pb2.Bundle, *, rows: int, capacity: int, source_capacity: int) -> int:
+    """Of pools with so many rows each, when all are full."""
+    layouts = (parts(manifest, length, capacity) for length in pool_lengths(source_capacity))
+    return rows * sum(4 * prod(part.shape) for layout in layouts for part in layout)
+
+
+class Pool:
+    """Rows without gaps. Zeros come from the system untouched: memory is taken up as rows fill."""
+
+    def __init__(self, layout: Sequence[Part], source_capacity: int, rows: int) -> None:
+        self.layout = layout
+        self.source_capacity = source_capacity
+        self.arrays = {part.name: np.zeros((rows, *part.shape), np.float32) for part in layout}
+        self.source_lengths = np.ones(rows, np.int32)
+        self.slots: list[int] = []
+        """Which slot each row belongs to."""
+
+    def copy(self, origin: "Pool", source: int, target: int, answer_tokens: int) -> None:
+        """A row of another pool of the same layout, or of this one; of caches the first `answer_tokens`."""
+        length = int(origin.source_lengths[source])
+        for part in self.layout:
+            array, taken = origin.arrays[part.name], part.where(source, length, answer_tokens)
+            self.arrays[part.name][(target, *taken[1:])] = array[taken]
+        self.source_lengths[target] = length
+
+
+class Seq2SeqMemory:
+    """Pools of lanes, where answers begin, and of slots, where they go on."""
+
+    quantized = False
+
+    def __init__(
+        self, manifest: bundle_pb2.Bundle, *, slots: int, lanes: int, capacity: int, source_capacity: int
+    ) -> None:
+        lengths = pool_lengths(source_capacity)
+        layouts = [(parts(manifest, length, capacity), length) for length in lengths]
+        self.lanes = [Pool(layout, length, lanes) for layout, length in layouts]
+        self.pools = [Pool(layout, length, slots) for layout, length in layouts]
+        self._capacity = capacity
+        self._lane: dict[int, tuple[int, int]] = {}  # pool and row of each lane
+        self._slot: dict[int, tuple[int, int]] = {}
+
+    def pool_of(self, source_tokens: int) -> int:
+        """The first whose sources can be so long."""
+        return next(i for i, pool in enumerate(self.pools) if pool.source_capacity >= source_tokens)
+
+    def clear_lanes(self) -> None:
+        """New answers begin; those that did before are in their slots."""
+        self._lane.clear()
+        for pool in self.lanes:
+            pool.slots.clear()
+
+    def enter(self, lane: int, source_tokens: int) -> tuple[Pool, int]:
+        """The pool and row of an answer that begins."""
+        number = self.pool_of(source_tokens)
+        pool = self.lanes[number]
+        self._lane[lane] = number, len(pool.slots)
+        pool.slots.append(lane)
+        pool.source_lengths[len(pool.slots) - 1] = source_tokens
+        return pool, len(pool.slots) - 1
+
+    def commit(self, lane: int, slot: int, length: int) -> None:
+        """Copy what a lane holds, a source of so many tokens and the decoder's first position, to a slot."""
+        number, row = self._lane[lane]
+        self.pools[number].copy(self.lanes[number], row, self._place(slot, number), 1)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy one slot to another; `length` counts the source's tokens and the answer's."""
+        number, row = self._slot[source]
+        pool = self.pools[number]
+        place = self._place(target, number)
+        number, row = self._slot[source]  # which may have moved
+        pool.copy(pool, row, place, min(self._capacity, length - int(pool.source_lengths[row]) + 1))
+
+    def copy_lane(self, source: int, target: int, length: int) -> None:
+        """Lanes are not kept beyond the beginning of an answer, so there is no prefix to copy."""
+        raise NotImplementedError("sources have no prefix cache")
+
+    def keep_first(self, slots: int) -> None:
+        """Forget what is in slots from that one on: nobody decodes there any more."""
+        if len(self._slot) <= slots:
+            return
+        for slot in [slot for slot in self._slot if slot >= slots]:
+            self._drop(slot)
+
+    def _place(self, slot: int, number: int) -> int:
+        """A row for a slot in a pool: the one that it has there, or a new one."""
+        held = self._slot.get(slot)
+        if held is not None and held[0] == number:
+            return held[1]
+        if held is not None:
+            self._drop(slot)
+        pool = self.pools[number]
+        self._slot[slot] = number, len(pool.slots)
+        pool.slots.append(slot)
+        return len(pool.slots) - 1
+
+    def _drop(self, slot: int) -> None:
+        """Free a slot's row; the last one of its pool moves into the gap."""
+        number, row = self._slot.pop(slot)
+        pool = self.pools[number]
+        last = pool.slots.pop()
+        if last != slot:
+            pool.copy(pool, len(pool.slots), row, self._capacity)
+            pool.slots[row] = last
+            self._slot[last] = number, row

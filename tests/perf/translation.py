@@ -1,0 +1,113 @@
+"""A sequence-to-sequence model in process: 16 streams, one stream, and torch's batched greedy loop over the same sources.
+
+    python -m tests.perf.translation CHECKPOINT MODELS/NAME/VERSION [--streams 16] [--sources 320] [--rounds 3] [--threads N]
+
+CHECKPOINT is the one that the bundle was exported from; sources come from its held_out.txt. Each stream takes the next source as
+soon as its answer is over, and torch reads as many at a time as there are streams. The three take turns within a round. Counted
+are output tokens with their end token; ratios are medians over the rounds.
+"""
+
+import argparse
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from polyhead.models.checkpoint import load_checkpoint
+from polyhead.models.seq2seq import RNNSeq2Seq, TransformerSeq2Seq
+from polyhead.server.bundle import read_bundle
+from polyhead.server.engine.generator import Generator
+from polyhead.server.engine.scheduler import GeneratorLimits
+from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
+from polyhead.server.runtime import threads
+from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
+from polyhead.server.tokenizer import Tokenizer
+from polyhead.v1 import bundle_pb2
+from tests.perf.engines import Unwatched
+
+LIMITS = GeneratorLimits(max_queue_requests=1024, max_queue_tokens=2**20, prefill_budget_tokens=32)
+
+
+async def served(engine: Generator, sources: list[tuple[int, ...]], streams: int) -> tuple[int, float]:
+    """Tokens and seconds."""
+    waiting, tokens = iter(sources), 0
+    stopping, sampling = Stopping(engine.capacity), Sampling(seed=0, temperature=0.0)
+
+    async def stream() -> None:
+        nonlocal tokens
+        for source in waiting:
+            async for piece in engine.submit(GenerationRequest(source, sampling, stopping)):
+                tokens += len(piece.token_ids)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(stream() for _ in range(streams)))
+    return tokens, time.perf_counter() - began
+
+
+def in_torch(
+    model: RNNSeq2Seq | TransformerSeq2Seq, sources: list[tuple[int, ...]], rows: int, begin: int, end: int
+) -> tuple[int, float]:
+    """Tokens and seconds."""
+    tokens, began = 0, time.perf_counter()
+    for batch in batches(sources, rows):
+        lengths = torch.tensor([len(source) for source in batch])
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(source) for source in batch], batch_first=True)
+        answers = model.greedy(ids, lengths, model.config.max_target_tokens, begin, end)
+        tokens += sum(len(answer) + 1 for answer in answers)
+    return tokens, time.perf_counter() - began
+
+
+def batches(sources: list[tuple[int, ...]], rows: int) -> Iterator[list[tuple[int, ...]]]:
+    for i in range(0, len(sources), rows):
+        yield sources[i : i + rows]
+
+
+async def main(options: argparse.Namespace) -> None:
+    torch.set_num_threads(threads.configure(options.threads))
+    bundle = read_bundle(options.bundle)
+    manifest = bundle.manifest
+    model = load_checkpoint(options.checkpoint)[1]
+    assert isinstance(model, RNNSeq2Seq | TransformerSeq2Seq)
+    lines = (options.checkpoint / "held_out.txt").read_text("utf-8").splitlines()
+    path = bundle.folder / (manifest.seq2seq.source_tokenizer or manifest.tokenizer.file)
+    read = Tokenizer.from_file(path, bundle_pb2.Tokenizer())
+    sources = [tuple(read.encode(line.partition("\t")[0])) for line in lines[: options.sources]]
+    decoder = Seq2SeqDecoder(
+        bundle.folder,
+        manifest,
+        slots=options.streams,
+        capacity=manifest.limits.max_tokens,
+        source_capacity=manifest.seq2seq.max_source_tokens,
+    )
+    engine = Generator(decoder, Tokenizer.from_file(bundle.tokenizer, manifest.tokenizer), LIMITS, Unwatched())
+    engine.start()
+    begin, end = manifest.seq2seq.start_token_id, manifest.tokenizer.eos_token_ids[0]
+    few = sources[: max(1, len(sources) // 8)]
+    ratios: list[tuple[float, float]] = []
+    for number in range(options.rounds + 1):
+        one, many = await served(engine, few, 1), await served(engine, sources, options.streams)
+        torch_ = in_torch(model, sources, options.streams, begin, end)
+        if number:  # the first round warms up
+            alone, together, peer = (tokens / seconds for tokens, seconds in (one, many, torch_))
+            ratios.append((together / alone, together / peer))
+            print(
+                f"round {number}: one stream {alone:,.0f}, {options.streams} streams {together:,.0f}, torch {peer:,.0f} tokens/s",
+                flush=True,
+            )
+    engine.close()
+    of_one, of_torch = (median(ratio[i] for ratio in ratios) for i in (0, 1))
+    print(f"{options.streams} streams: {of_one:.2f} times one stream, {of_torch:.2f} times torch's batched greedy loop")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--sources", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    asyncio.run(main(parser.parse_args()))
