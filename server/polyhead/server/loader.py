@@ -99,7 +99,8 @@ class Loader:
 
 
 def memory_needed(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
-    """About how many bytes a model takes: its graphs with their weights, and of a decoder all slots when they are full."""
+    """About how many bytes a model takes: its graphs and adapters with their weights, and of a decoder all slots when they are
+    full."""
     weights = sum(file.size for file in manifest.files if not file.path.endswith((".json", ".md")))
     if manifest.task != bundle_pb2.TASK_GENERATE:
         return weights
@@ -207,13 +208,14 @@ def open_encoder(bundle: Bundle, settings: Settings, observer: ModelMetrics) -> 
 
 
 async def warm_up(model: LiveModel) -> None:
-    """One short request, so that the first caller does not pay for first-run allocations. A decoder reads a prompt and makes a
-    step, which may be different nodes of its graph."""
+    """One short request, and one with an adapter if there are any, so that the first caller does not pay for first-run
+    allocations. A decoder reads a prompt and makes a step, which may be different nodes of its graph."""
     token = model.tokenizer.bos_token_id or 0
-    if isinstance(model.engine, EncoderEngine):
-        await model.engine.run([[token]])
-        return
-    stopping = Stopping(max_tokens=max(1, min(2, model.engine.room(1))), ignore_eos=True)
-    request = GenerationRequest((token,), Sampling(seed=0, temperature=0.0), stopping)
-    async for _ in model.engine.submit(request):
-        pass
+    for adapter in ("", *(adapter.name for adapter in model.manifest.adapters[:1])):
+        if isinstance(model.engine, EncoderEngine):
+            await model.engine.run([[token]], adapter)
+            continue
+        stopping = Stopping(max_tokens=max(1, min(2, model.engine.room(1))), ignore_eos=True)
+        request = GenerationRequest((token,), Sampling(seed=0, temperature=0.0), stopping, adapter=adapter)
+        async for _ in model.engine.submit(request):
+            pass

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import inf
 
 from polyhead.server import ranges
+from polyhead.server.adapters import check_adapters, is_adapter_input
 from polyhead.server.errors import BundleError, InvalidInput
 from polyhead.v1 import bundle_pb2
 from polyhead.v1.bundle_pb2 import TASK_CLASSIFY, TASK_EMBED, TASK_GENERATE, Quantization
@@ -25,6 +26,7 @@ def check_manifest(manifest: bundle_pb2.Bundle) -> None:
     check_graphs(manifest)
     check_limits(manifest)
     check_tokenizer(manifest)
+    check_adapters(manifest)
     if manifest.HasField("seq2seq"):
         check_seq2seq(manifest)
     elif manifest.task == TASK_GENERATE:
@@ -230,8 +232,9 @@ def check_tensors(
     optional: Sequence[str] = (),
     graph: int = 0,
 ) -> None:
-    """`tensors` are the expected ones, in any order; `side` is `inputs` or `outputs`."""
+    """`tensors` are the expected ones, in any order, beside inputs for adapters; `side` is `inputs` or `outputs`."""
     field = f"graphs[{graph}].{side}"
+    tensors = [tensor for tensor in tensors if not is_adapter_input(tensor)]
     given = {tensor.name: tensor for tensor in tensors}
     missing = [name for name in expected if name not in given and name not in optional]
     unknown = [name for name in given if name not in expected]

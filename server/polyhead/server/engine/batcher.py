@@ -1,7 +1,7 @@
 """Which waiting inputs run together: policy only, no tensors, no threads.
 
-Every input is padded to the smallest length of a grid that holds it, and only inputs of equal padded length share a
-batch. How an input is padded thus depends on the input alone, so its answer is the same bits in any batch, and no batch
+Every input is padded to the smallest length of a grid that holds it, and only inputs of equal padded length with the same
+adapter share a batch. How an input is padded thus depends on the input alone, so its answer is the same bits in any batch, and no batch
 computes over more padding than its inputs would alone.
 
 A batch forms when the model is free, from what waits then: the group of the oldest waiting input goes first, filled up
@@ -12,7 +12,7 @@ starves, because every input becomes the oldest.
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from polyhead.server.errors import InvalidInput
@@ -63,6 +63,8 @@ class Request:
     waiting_tokens: int
     """Padded tokens of the inputs that wait."""
     cancelled: bool
+    adapter: str = field(default="", kw_only=True)
+    """One of the model's; empty: none."""
 
 
 R = TypeVar("R", bound=Request)
@@ -77,11 +79,16 @@ class Waiting(NamedTuple, Generic[R]):
     """Of the input in its request."""
 
 
+Group = tuple[int, str]
+"""Padded length and adapter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[R]):
     """Inputs to run together, in order of arrival, each padded to `length`."""
 
     length: int
+    adapter: str
     items: list[Waiting[R]]
 
     @property
@@ -96,7 +103,7 @@ class Batcher(Generic[R]):
         """`grid`: padded lengths, ascending; the last is the longest input."""
         self._grid = tuple(grid)
         self._limits = limits
-        self._groups: dict[int, deque[Waiting[R]]] = {}
+        self._groups: dict[Group, deque[Waiting[R]]] = {}
         self._arrivals = 0
         self.waiting_requests = 0
         self.waiting_tokens = 0
@@ -133,7 +140,9 @@ class Batcher(Generic[R]):
         self.waiting_tokens += request.waiting_tokens
         for position, length in enumerate(request.padded):
             self._arrivals += 1
-            self._groups.setdefault(length, deque()).append(Waiting(self._arrivals, request, position))
+            self._groups.setdefault((length, request.adapter), deque()).append(
+                Waiting(self._arrivals, request, position)
+            )
 
     def cancel(self, request: R) -> None:
         """Give back at once what the request holds of the queue; its inputs are skipped when their turn comes."""
@@ -146,10 +155,10 @@ class Batcher(Generic[R]):
 
     def take(self) -> Batch[R] | None:
         """Remove the next batch from the queue; None if nothing waits."""
-        length = self._next_group()
-        if length is None:
+        key = self._next_group()
+        if key is None:
             return None
-        group = self._groups[length]
+        group, (length, adapter) = self._groups[key], key
         rows = max(1, self._limits.max_batch_tokens // length)
         items: list[Waiting[R]] = []
         while group and len(items) < rows:
@@ -157,7 +166,7 @@ class Batcher(Generic[R]):
             if not item.request.cancelled:
                 self._release(item.request, length)
                 items.append(item)
-        return Batch(length, items)
+        return Batch(length, adapter, items)
 
     def drop_all(self) -> Iterator[R]:
         """Cancel every waiting request, and tell which."""
@@ -172,7 +181,7 @@ class Batcher(Generic[R]):
         """Assert that the counts are those of the inputs that wait."""
         items = [
             (length, item.request)
-            for length, group in self._groups.items()
+            for (length, _), group in self._groups.items()
             for item in group
             if not item.request.cancelled
         ]
@@ -182,14 +191,14 @@ class Batcher(Generic[R]):
         assert self.waiting_tokens == sum(request.waiting_tokens for request in requests)
         assert len(items) == sum(request.waiting_inputs for request in requests)
 
-    def _next_group(self) -> int | None:
-        """Padded length of the oldest input that waits. Drops cancelled inputs that stand before others."""
-        for length, group in list(self._groups.items()):
+    def _next_group(self) -> Group | None:
+        """That of the oldest input that waits. Drops cancelled inputs that stand before others."""
+        for key, group in list(self._groups.items()):
             while group and group[0].request.cancelled:
                 group.popleft()
             if not group:
-                del self._groups[length]
-        return min(self._groups, key=lambda length: self._groups[length][0].arrival, default=None)
+                del self._groups[key]
+        return min(self._groups, key=lambda key: self._groups[key][0].arrival, default=None)
 
     def _release(self, request: R, length: int) -> None:
         """One input of a request leaves the queue."""

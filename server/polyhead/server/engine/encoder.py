@@ -107,22 +107,24 @@ class EncoderEngine:
         """Begin to work; what was submitted before has waited."""
         self._thread.start()
 
-    def submit(self, inputs: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] = ()) -> EncoderAnswer:
+    def submit(
+        self, inputs: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] = (), adapter: str = ""
+    ) -> EncoderAnswer:
         """Queue all inputs, each a sequence of token ids. `token_types`, for graphs that take them: of each input none, or one for
-        each token; without them all are 0.
+        each token; without them all are 0. `adapter`: one of the model's; empty: none.
 
         Raises InvalidInput for what could never run, Overloaded when the queue is full, and Unavailable when draining.
         """
-        job = self._job(inputs, token_types)
+        job = self._job(inputs, token_types, adapter)
         with self._condition:
             self._admit(job)
             self._observer.queue_size(self._batcher.waiting_requests)
             self._condition.notify()
         return EncoderAnswer(job, self._leave)
 
-    async def run(self, inputs: Sequence[Sequence[int]]) -> EncoderResult:
+    async def run(self, inputs: Sequence[Sequence[int]], adapter: str = "") -> EncoderResult:
         """`submit` and wait for the result."""
-        return await self.submit(inputs).result()
+        return await self.submit(inputs, adapter=adapter).result()
 
     async def drain(self) -> None:
         """Refuse new requests and return when all that were accepted are answered."""
@@ -145,11 +147,12 @@ class EncoderEngine:
         with self._condition:
             self._batcher.check_integrity()
 
-    def _job(self, inputs: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]]) -> _Job:
+    def _job(self, inputs: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]], adapter: str) -> _Job:
         padded = self._batcher.pad(inputs)
         loop = asyncio.get_running_loop()
+        future = loop.create_future()
         return _Job(
-            inputs, padded, len(padded), sum(padded), False, loop, loop.create_future(), token_types=token_types
+            inputs, padded, len(padded), sum(padded), False, loop, future, adapter=adapter, token_types=token_types
         )
 
     def _leave(self, job: _Job) -> None:
@@ -217,7 +220,7 @@ class EncoderEngine:
             job.began = job.began or began
         try:
             ids, lengths = self._tensors(batch)
-            rows = self._encoder.run(ids, lengths, self._token_types(batch))
+            rows = self._encoder.run(ids, lengths, self._token_types(batch), batch.adapter)
         except Exception as error:
             return self._fail(batch, error)
         ended = time.perf_counter()

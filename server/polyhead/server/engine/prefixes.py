@@ -1,7 +1,7 @@
 """The prefix cache: beginnings of prompts kept in lanes of their own, so that what many prompts share is prefilled once.
 
 Only whole chunks are kept. What a lane holds after a chunk depends on nothing but the tokens up to there (chunks start at fixed
-multiples and rows do not influence each other), so an answer from a copy is the same to the bit.
+multiples and rows do not influence each other) and the adapter, so an answer from a copy is the same to the bit.
 """
 
 from collections import OrderedDict
@@ -26,9 +26,9 @@ class PrefixCache:
         self._unused = list(range(first, first + count))
         self._chains: OrderedDict[int, list[bytes]] = OrderedDict()  # by lane; the last one was used last
 
-    def restore(self, prompt: Tokens[int], lane: int) -> int:
+    def restore(self, prompt: Tokens[int], lane: int, adapter: str = "") -> int:
         """Copy the longest known beginning of the prompt to a lane; its length, less than the whole prompt, in tokens."""
-        chain = self._chain(prompt, (len(prompt) - 1) // self._chunk_tokens)
+        chain = self._chain(prompt, (len(prompt) - 1) // self._chunk_tokens, adapter)
         best = max(self._chains, key=lambda held: _common(self._chains[held], chain), default=None)
         chunks = 0 if best is None else _common(self._chains[best], chain)
         if best is None or not chunks:
@@ -37,9 +37,9 @@ class PrefixCache:
         self._memory.copy_lane(best, lane, chunks * self._chunk_tokens)
         return chunks * self._chunk_tokens
 
-    def keep(self, prompt: Tokens[int], lane: int) -> None:
+    def keep(self, prompt: Tokens[int], lane: int, adapter: str = "") -> None:
         """Remember the whole chunks of a prompt that a lane holds."""
-        chain = self._chain(prompt, len(prompt) // self._chunk_tokens)
+        chain = self._chain(prompt, len(prompt) // self._chunk_tokens, adapter)
         if not chain or not (self._unused or self._chains):
             return
         for held, known in self._chains.items():
@@ -63,9 +63,9 @@ class PrefixCache:
                 return held
         return self._unused.pop() if self._unused else self._chains.popitem(last=False)[0]
 
-    def _chain(self, prompt: Tokens[int], chunks: int) -> list[bytes]:
-        """One digest for each of the first chunks, of everything up to its end."""
-        state, chain = blake2b(digest_size=16), []
+    def _chain(self, prompt: Tokens[int], chunks: int, adapter: str) -> list[bytes]:
+        """One digest for each of the first chunks, of the adapter and everything up to the chunk's end."""
+        state, chain = blake2b(digest_size=16, key=adapter.encode()), []
         for start in range(0, chunks * self._chunk_tokens, self._chunk_tokens):
             state.update(b"".join(t.to_bytes(4, "little") for t in prompt[start : start + self._chunk_tokens]))
             chain.append(state.digest())

@@ -147,7 +147,9 @@ class Scheduler:
     def restore_prefix(self, sequence: Sequence) -> None:
         """Begin an admitted prompt with what the prefix cache has of it, unless every position's logits are wanted."""
         if sequence.request.prompt_logprobs is None:
-            sequence.cached = sequence.cached_prompt = self._prefixes.restore(sequence.request.prompt, sequence.lane)
+            sequence.cached = sequence.cached_prompt = self._prefixes.restore(
+                sequence.request.prompt, sequence.lane, sequence.request.adapter
+            )
 
     def begin_iteration(self) -> None:
         self._spent.clear()
@@ -186,7 +188,7 @@ class Scheduler:
         sequence = chunk.sequence
         sequence.cached = chunk.end
         if chunk.is_last:
-            self._prefixes.keep(sequence.request.prompt, sequence.lane)
+            self._prefixes.keep(sequence.request.prompt, sequence.lane, sequence.request.adapter)
             self._slots.promote(sequence)
             self._prefilling.remove(sequence)
 
@@ -219,7 +221,8 @@ class Scheduler:
 
 
 def shared_calls(chunks: Iterable[Chunk], capacity: int) -> list[list[Chunk]]:
-    """Chunks of neighbouring lanes in one call, unless that costs too much padding, or passes the lanes' capacity."""
+    """Chunks of neighbouring lanes with the same adapter in one call, unless that costs too much padding, or passes the lanes'
+    capacity."""
     calls: list[list[Chunk]] = []
     for chunk in sorted(chunks, key=lambda chunk: chunk.sequence.lane):
         if calls and _may_join(calls[-1], chunk, capacity):
@@ -234,6 +237,7 @@ def _may_join(call: list[Chunk], chunk: Chunk, capacity: int) -> bool:
     longest = max(c.tokens for c in together)
     return (
         chunk.sequence.lane == call[-1].sequence.lane + 1
+        and chunk.sequence.request.adapter == call[-1].sequence.request.adapter
         and not any(c.wants_every_position for c in together)
         and sum(longest - c.tokens for c in together) <= MOST_PADDING
         and all(c.start + longest <= capacity for c in together)

@@ -78,6 +78,8 @@ class GenerationRequest:
     """Guess next tokens from what stands in prompt and answer (speculative decoding)."""
     priority: int = 0
     """Higher waits less; equals are served in the order they came."""
+    adapter: str = ""
+    """One of the model's; empty: none."""
     beam_search: BeamOptions | None = None
     """`samples` of the answers it finds are told, at most its width; its choices are not sampled."""
     return_alignment: bool = False

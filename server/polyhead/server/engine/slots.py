@@ -1,6 +1,9 @@
 """Who sits where in the cache: prompts are read in lanes, answers decode in slots 0, 1, 2, … without a gap, so that a step never
-computes for idle rows."""
+computes for idle rows. Those with the same adapter are neighbours, as they share a call: a row of each other adapter moves when one
+comes or goes, which costs a copy once in an answer where a call more would cost its time in every step."""
 
+from contextlib import ExitStack
+from itertools import pairwise
 from typing import Protocol
 
 from polyhead.server.engine.sequence import Sequence
@@ -46,14 +49,28 @@ class Slots:
         self._lanes[sequence.lane] = sequence
 
     def promote(self, sequence: Sequence) -> None:
-        """Its prefill ended: it and its siblings, who share the prompt, get the next slots."""
-        samples, first, length = (sequence, *sequence.siblings), len(self.decoding), sequence.cached
-        self._memory.commit(sequence.lane, first, length)
-        for slot in range(first + 1, first + len(samples)):
-            self._memory.move(first, slot, length)
-        for slot, sample in enumerate(samples, first):  # nothing from here on can fail halfway
-            sample.slot, sample.cached = slot, length
-        self.decoding += samples
+        """Its prefill ended: it and its siblings, who share the prompt, get the slots behind the last one with their adapter."""
+        samples, length = (sequence, *sequence.siblings), sequence.cached
+        first = next(
+            (end for end in self._ends(0) if self._adapter(end - 1) == sequence.request.adapter), len(self.decoding)
+        )
+        moves = self._making_room(first, len(samples))
+        with ExitStack() as undo:
+            for source, target in moves:
+                held = self.decoding[source].cached
+                self._memory.move(source, target, held)
+                undo.callback(self._memory.move, target, source, held)
+            self._memory.commit(sequence.lane, first, length)
+            for slot in range(first + 1, first + len(samples)):
+                self._memory.move(first, slot, length)
+            undo.pop_all()  # nothing from here on can fail halfway
+        for sample in samples:
+            sample.cached = length
+        moved = dict(moves)
+        rows = {moved.get(slot, slot): row for slot, row in enumerate(self.decoding)} | dict(enumerate(samples, first))
+        self.decoding[:] = [rows[slot] for slot in range(len(rows))]
+        for slot, row in rows.items():
+            row.slot = slot
         self.leave(sequence)
 
     def leave(self, sequence: Sequence) -> None:
@@ -62,13 +79,36 @@ class Slots:
         sequence.lane = -1
 
     def release(self, sequence: Sequence) -> None:
-        """Free its slot; the last one that decodes moves into the gap."""
-        slot, last = sequence.slot, self.decoding.pop()
-        if last is not sequence:
-            self._memory.move(last.slot, slot, last.cached)
-            self.decoding[slot] = last
-            last.slot = slot
+        """Free its slot; the last one with its adapter moves into the gap, into that one's place the last one of those behind,
+        and so on."""
+        gap = sequence.slot
+        for end in self._ends(gap):
+            last = self.decoding[end - 1]
+            if last is not sequence:
+                self._memory.move(last.slot, gap, last.cached)
+                self.decoding[gap], last.slot, gap = last, gap, last.slot
+        self.decoding.pop()
         sequence.slot = -1
+
+    def _adapter(self, slot: int) -> str:
+        return self.decoding[slot].request.adapter
+
+    def _ends(self, first: int) -> list[int]:
+        """Where the runs of slots with the same adapter end, from the one that `first` is in."""
+        count = len(self.decoding)
+        return [
+            end for end in range(first + 1, count + 1) if end == count or self._adapter(end) != self._adapter(end - 1)
+        ]
+
+    def _making_room(self, first: int, count: int) -> list[tuple[int, int]]:
+        """(source, target) of moves, in order, that leave `count` slots free from `first` on, where a run begins: each run behind
+        it gives its first rows to its end."""
+        ends = self._ends(first)
+        moves: list[tuple[int, int]] = []
+        for start, end in reversed(list(pairwise([first, *ends]))):
+            moving = min(count, end - start)
+            moves += zip(range(start, start + moving), range(end + count - moving, end + count), strict=True)
+        return moves
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless every sequence knows its place and the slots suffice for all."""
@@ -78,4 +118,6 @@ class Slots:
         for slot, sequence in enumerate(self.decoding):
             known = (sequence.lane, sequence.slot) == (-1, slot)
             assert known, f"slot {slot} holds a sequence that believes to be elsewhere"
+        adapters = [self._adapter(end - 1) for end in self._ends(0)]
+        assert len(set(adapters)) == len(adapters), f"rows with the same adapter are apart: {adapters}"
         assert self.free >= 0, f"{-self.free} more slots are promised than there are"

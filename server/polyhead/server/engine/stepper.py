@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from math import isfinite
 
 import numpy as np
@@ -75,7 +76,12 @@ class Stepper:
         prompts = [np.array(c.sequence.request.prompt[c.start : c.end], np.int64) for c in chunks]
         began = self._clock()
         out = self._decoder.prefill(
-            first.sequence.lane, prompts, [c.start for c in chunks], top_k, every_position=every
+            first.sequence.lane,
+            prompts,
+            [c.start for c in chunks],
+            top_k,
+            every_position=every,
+            adapter=first.sequence.request.adapter,
         )
         tokens = sum(c.tokens for c in chunks)
         computed = max(2, *(c.tokens for c in chunks)) * len(chunks)
@@ -92,12 +98,13 @@ class Stepper:
         return self._choose(samples, out, [place] * len(samples))
 
     def decode(self, rows: list[Sequence]) -> Pieces:
-        """The next token of every row; rows[i] sits in slot i. Rows that speculate may get several."""
+        """The next token of every row; rows[i] sits in slot i. Rows that speculate may get several. Neighbours with the same adapter
+        share a call."""
         if len(rows) <= MOST_SPECULATING_ROWS and any(s.request.prompt_lookup for s in rows):
             return [piece for sequence in rows for piece in self._guess(sequence)]
         self._prepare(rows)
-        out = self._run(rows)
-        return self._choose(rows, out, range(len(rows)))
+        runs = [list(run) for _, run in groupby(rows, key=lambda sequence: sequence.request.adapter)]
+        return [piece for run in runs for piece in self._choose(run, self._run(run), range(len(run)))]
 
     def _guess(self, sequence: Sequence) -> Pieces:
         """Each row has calls of its own, so that a failure is its own."""
@@ -118,7 +125,7 @@ class Stepper:
         began = self._clock()
         top_k = self._top_k([sequence])
         assert isinstance(self._decoder, Decoder), "only a prompt that is continued has guesses"
-        out = self._decoder.extend(sequence.slot, tokens, past, top_k)
+        out = self._decoder.extend(sequence.slot, tokens, past, top_k, adapter=sequence.request.adapter)
         self._ran(began, rows=1, tokens=len(tokens), padding=0)
         pieces: Pieces = []
         for i in range(len(tokens)):
@@ -136,11 +143,12 @@ class Stepper:
             self._progress[sequence].prepare(self._masks)
 
     def _run(self, rows: list[Sequence]) -> StepOutput:
-        """One token a row, in neighbouring slots."""
+        """One token a row, in neighbouring slots, all with the same adapter."""
         tokens = np.array([s.tokens[-1] for s in rows], np.int64)
         past = np.array([s.cached for s in rows], np.int32)
         began = self._clock()
-        out = self._decoder.decode(tokens, past, self._top_k(rows), first=rows[0].slot)
+        top_k, adapter = self._top_k(rows), rows[0].request.adapter
+        out = self._decoder.decode(tokens, past, top_k, first=rows[0].slot, adapter=adapter)
         self._ran(began, rows=len(rows), tokens=len(rows), padding=0)
         for sequence in rows:
             sequence.cached += 1

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from polyhead.server.engine.encoder import EncoderResult
 from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
+from polyhead.server.rpc import parameters
 from polyhead.server.rpc.call import Timer, current
 from polyhead.server.rpc.inputs import encoder_inputs, token
 from polyhead.server.rpc.workers import Workers
@@ -50,10 +51,11 @@ async def encode(
 ) -> Encoded:
     """Tokenize and run all inputs of a request. Raises InvalidInput, Overloaded, Unavailable."""
     timer = Timer()
+    adapter = parameters.adapter(request.adapter, model)
     inputs = await encoder_inputs(request.inputs, model, workers, truncate=request.truncate, max_inputs=max_inputs)
     rows = [given.ids for given in inputs]
     tokenize_seconds, prompt_tokens = timer.seconds(), sum(map(len, rows))
-    call, answer = current.get(), model.encoder.submit(rows, [given.token_types for given in inputs])
+    call, answer = current.get(), model.encoder.submit(rows, [given.token_types for given in inputs], adapter)
     call.accepted(model.name, model.version, prompt_tokens)
     try:
         result = await answer.result()

@@ -49,6 +49,7 @@ async def generation_request(
         priority=parameters.priority(request),
         beam_search=beams,
         return_alignment=request.return_alignment,
+        adapter=parameters.adapter(request.adapter, model),
     )
 
 

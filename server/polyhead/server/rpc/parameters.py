@@ -161,6 +161,17 @@ def priority(request: inference_pb2.GenerateRequest) -> int:
     return request.priority
 
 
+def adapter(given: str, model: LiveModel) -> str:
+    """One of the model's adapters, or "" for none."""
+    known = [adapter.name for adapter in model.manifest.adapters]
+    if given and given not in known:
+        there_are = (
+            f"must be empty or one of {', '.join(known)}" if known else "must be empty, as the model has no adapters"
+        )
+        raise InvalidInput("adapter", f"{there_are}; got {given[:MAX_STRING_CHARACTERS]!r}")
+    return given
+
+
 async def grammar(request: inference_pb2.GenerateRequest, model: LiveModel, workers: Workers) -> Grammar | None:
     """The compiled constraint, if there is one. Compiling may take a second. Raises InvalidInput, Overloaded."""
     if not request.HasField("constraint"):

@@ -119,9 +119,9 @@ class InferenceServicer(InferenceServiceServicer):
 
 
 def routing_key(request: AnyRequest, request_id: str) -> bytes:
-    """Requests with the same key go to the same version of an alias: the same prompt with the same seed, so that it is
-    answered alike, else the same request id."""
+    """Requests with the same key go to the same version of an alias: the same prompt with the same seed and
+    adapter, so that it is answered alike, else the same request id."""
     if isinstance(request, inference_pb2.GenerateRequest) and request.sampling.HasField("seed"):
-        asked = inference_pb2.GenerateRequest(prompt=request.prompt, messages=request.messages)
+        asked = inference_pb2.GenerateRequest(prompt=request.prompt, messages=request.messages, adapter=request.adapter)
         return request.sampling.seed.to_bytes(8) + asked.SerializeToString(deterministic=True)
     return request_id.encode()

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from polyhead.server.runtime.adapters import Adapters
 from polyhead.server.runtime.cache import CacheMemory
 from polyhead.server.runtime.session import TensorInfo, open_session, signature
 from polyhead.v1 import bundle_pb2
@@ -78,9 +79,10 @@ class Decoder:
         self._last_position = manifest.limits.max_tokens - 1
         self._session = open_session(graph)
         self._names = {node.name for node in self._session.get_inputs()}
+        self._adapters = Adapters(graph.parent, manifest, self._session)
         self.memory = CacheMemory(manifest.cache, slots=slots, lanes=self.lanes + prefix_slots, capacity=capacity)
         self._unused = CacheMemory(manifest.cache, slots=1, lanes=1, capacity=1)
-        self._decoding: dict[tuple[int, int, int], _Binding] = {}
+        self._decoding: dict[tuple[int, int, int, str], _Binding] = {}
         self._logits = np.empty((slots, self.vocabulary_size), np.float32)
 
     @property
@@ -98,10 +100,18 @@ class Decoder:
         return signature(self._session)
 
     def prefill(
-        self, lane: int, chunks: Sequence[Array], past: Sequence[int], top_k: int, *, every_position: bool = False
+        self,
+        lane: int,
+        chunks: Sequence[Array],
+        past: Sequence[int],
+        top_k: int,
+        *,
+        every_position: bool = False,
+        adapter: str = "",
     ) -> StepOutput:
         """Append chunks (S,), right-padded to the longest, to neighbouring lanes from `lane` on, which hold `past` tokens. N is
-        the number of chunks, for the last position of each; every position can only be had of a single chunk.
+        the number of chunks, for the last position of each; every position can only be had of a single chunk. `adapter`: one of the
+        manifest's; empty: none.
 
         A single token is padded to two: alone it would take another attention kernel than inside a longer chunk, and the
         answer would depend on where chunks end.
@@ -111,11 +121,11 @@ class Decoder:
         wanted = (
             np.arange(counts[0]) if every_position else np.array([i * length + n - 1 for i, n in enumerate(counts)])
         )
-        return self._append("lanes", lane, chunks, past, length, wanted, top_k)
+        return self._append("lanes", lane, chunks, past, length, wanted, top_k, adapter)
 
-    def extend(self, slot: int, tokens: Array, past: int, top_k: int) -> StepOutput:
+    def extend(self, slot: int, tokens: Array, past: int, top_k: int, *, adapter: str = "") -> StepOutput:
         """Append two or more tokens (S,) to a slot that holds `past` tokens; N is S."""
-        return self._append("slots", slot, [tokens], [past], len(tokens), np.arange(len(tokens)), top_k)
+        return self._append("slots", slot, [tokens], [past], len(tokens), np.arange(len(tokens)), top_k, adapter)
 
     def _append(
         self,
@@ -126,8 +136,9 @@ class Decoder:
         length: int,
         wanted: Array,
         top_k: int,
+        adapter: str,
     ) -> StepOutput:
-        binding = self._bind(where, first, len(rows), length, wanted, top_k)
+        binding = self._bind(where, first, len(rows), length, wanted, top_k, adapter)
         inputs = binding.inputs
         for i, (tokens, held) in enumerate(zip(rows, past, strict=True)):
             count = len(tokens)
@@ -139,9 +150,9 @@ class Decoder:
         self._session.run_with_iobinding(binding.io)
         return binding.output
 
-    def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0) -> StepOutput:
+    def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0, *, adapter: str = "") -> StepOutput:
         """Append one token to each of B neighbouring slots from `first` on, which hold `past` (B,) tokens; N is B."""
-        binding = self._decoding_binding(first, len(tokens), top_k)
+        binding = self._decoding_binding(first, len(tokens), top_k, adapter)
         inputs = binding.inputs
         inputs["input_ids"][:, 0] = tokens
         inputs["seqlens_k"][:] = past
@@ -149,21 +160,24 @@ class Decoder:
         self._session.run_with_iobinding(binding.io)
         return binding.output
 
-    def _decoding_binding(self, first: int, rows: int, top_k: int) -> _Binding:
+    def _decoding_binding(self, first: int, rows: int, top_k: int, adapter: str) -> _Binding:
         """Kept for the next step, which mostly has the same shape."""
-        key = (first, rows, top_k)
+        key = (first, rows, top_k, adapter)
         if key not in self._decoding:
             while len(self._decoding) >= _KEPT_BINDINGS:
                 del self._decoding[next(iter(self._decoding))]
-            self._decoding[key] = self._bind("slots", first, rows, 1, np.arange(rows), top_k)
+            self._decoding[key] = self._bind("slots", first, rows, 1, np.arange(rows), top_k, adapter)
         return self._decoding[key]
 
     def close(self) -> None:
         """Let go of the graph and the cache's memory."""
         self._decoding.clear()
+        self._adapters.close()
         del self._session, self.memory
 
-    def _bind(self, where: Where, first: int, rows: int, length: int, positions: Array, top_k: int) -> _Binding:
+    def _bind(
+        self, where: Where, first: int, rows: int, length: int, positions: Array, top_k: int, adapter: str
+    ) -> _Binding:
         """Fix the memory of a call on `rows` slots or lanes from `first` on, `length` tokens each; positions (N,) are wanted."""
         count = len(positions)
         inputs: dict[str, Array] = {
@@ -188,6 +202,7 @@ class Decoder:
         for name, array in inputs.items():
             if name in self._names:  # not every graph has position_ids or prefill
                 io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._adapters.bind(io, adapter)
         for name in _POSITION_OUTPUTS:
             array = getattr(output, name)
             io.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -78,10 +78,17 @@ class Seq2SeqDecoder:
         return self.capacity
 
     def prefill(
-        self, lane: int, chunks: Sequence[Array], past: Sequence[int], top_k: int, *, every_position: bool = False
+        self,
+        lane: int,
+        chunks: Sequence[Array],
+        past: Sequence[int],
+        top_k: int,
+        *,
+        every_position: bool = False,
+        adapter: str = "",
     ) -> StepOutput:
         """Read whole sources (S,) into neighbouring lanes from `lane` on, each by itself, and begin their answers. N is the number
-        of sources. What lanes held before must be in slots by now."""
+        of sources. What lanes held before must be in slots by now. `adapter` is empty: such models have none."""
         self.memory.clear_lanes()
         for at, source in enumerate(chunks, lane):
             self._encode(at, source)
@@ -89,7 +96,7 @@ class Seq2SeqDecoder:
         start = np.full(rows, self.start_token_id)
         return self._step(self.memory.lanes, lane, start, np.zeros(rows, np.int32), top_k)
 
-    def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0) -> StepOutput:
+    def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0, *, adapter: str = "") -> StepOutput:
         """Append one token to each of the slots 0 to B - 1, which hold `past` (B,) tokens of source and answer; N is B."""
         assert first == 0, (
             "an answer that is not the continuation of its prompt has no guesses, and so no steps of its own"
