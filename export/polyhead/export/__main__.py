@@ -17,6 +17,7 @@ from polyhead.export.quality import read_text
 from polyhead.export.quantize import BLOCK, BLOCK_SIZES, CacheType, Quantization, QuantizationOptions
 from polyhead.export.report import bits_line, parity_table
 from polyhead.models.checkpoint import CheckpointError, Task
+from polyhead.server.adapters import NAME as ADAPTER_NAME
 from polyhead.server.bundle import read_manifest
 
 
@@ -28,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = None if arguments.eval_data is None else read_text(arguments.eval_data)
         source = load_source(local_folder(arguments.checkpoint), arguments.task, arguments.max_tokens)
         bits = QuantizationOptions(arguments.quantize, arguments.block_size, tuple(arguments.keep_fp32))
-        options = ExportOptions(arguments.version, bits, text, arguments.cache, arguments.max_loss)
+        options = ExportOptions(
+            arguments.version, bits, text, arguments.cache, arguments.max_loss, tuple(arguments.adapter)
+        )
         folder = export_source(source, arguments.out, options)
     except (CheckpointError, ExportError) as error:
         print(f"polyhead export: {' '.join(str(error).split())}", file=sys.stderr)
@@ -80,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
         "classifiers, of cosine and rank agreement for embedders",
     )  # fmt: skip
     parser.add_argument(
+        "--adapter", type=_adapter, action="append", default=[], metavar="NAME=FOLDER",
+        help="a LoRA adapter in peft's layout, which requests choose by NAME; all share the base weights; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
         "--eval-data", type=Path, metavar="FILE",
         help="UTF-8 text to measure the bundle on; for classify and embed an input a line "
         "(default when quantizing: the text that the training held out)",
@@ -92,6 +99,13 @@ def _model(text: str) -> Path:
     if not NAME.fullmatch(path.name):
         raise argparse.ArgumentTypeError(f"NAME must match {NAME.pattern}, got {path.name!r}")
     return path
+
+
+def _adapter(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (equals and folder and ADAPTER_NAME.fullmatch(name)):
+        raise argparse.ArgumentTypeError(f"must be NAME=FOLDER, NAME matching {ADAPTER_NAME.pattern}, got {text!r}")
+    return name, Path(folder)
 
 
 def _positive(text: str) -> int:

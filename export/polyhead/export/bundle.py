@@ -58,10 +58,10 @@ def half_written(target: Path) -> Iterator[Path]:
 
 def write_manifest(folder: Path, manifest: bundle_pb2.Bundle) -> None:
     """List the folder's files in the manifest and write it."""
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        manifest.files.add(path=path.name, sha256=digest, size=path.stat().st_size)
+        manifest.files.add(path=path.relative_to(folder).as_posix(), sha256=digest, size=path.stat().st_size)
     text = json_format.MessageToJson(manifest, preserving_proto_field_name=True, ensure_ascii=False)
     (folder / MANIFEST_FILE).write_text(text + "\n", "utf-8")
 
@@ -69,7 +69,7 @@ def write_manifest(folder: Path, manifest: bundle_pb2.Bundle) -> None:
 def publish(folder: Path, target: Path) -> None:
     """Read the bundle as the server would, make it durable, and give it its name. Raises BundleError, ExportError."""
     read_bundle(folder)
-    for path in (*folder.iterdir(), folder):
+    for path in (*folder.rglob("*"), folder):
         flush(path)
     target.parent.mkdir(exist_ok=True)
     if target.exists():

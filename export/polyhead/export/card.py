@@ -27,6 +27,7 @@ def model_card(name: str, version: str, manifest: bundle_pb2.Bundle, source: Sou
             "Labels of tokens" if manifest.labels_tokens else "Labels",
             [", ".join(manifest.labels)] if manifest.labels else [],
         ),
+        section("Adapters", pairs(("name", "rank"), {adapter.name: adapter.rank for adapter in manifest.adapters})),
         section("Quality", pairs(("measure", "on held-out data"), manifest.quality)),
         section("Training", pairs(("", ""), source.training)),
         section("torch against this graph", [table(("compared", "on", "error", "accepted"), parity)]),

@@ -1,12 +1,14 @@
 """From a checkpoint or a model to a verified bundle."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
+from polyhead.export.adapter_inputs import add_adapters, write_adapters
+from polyhead.export.adapters import Adapter, read_adapter
 from polyhead.export.bundle import choose_target, half_written, publish, write_manifest
 from polyhead.export.card import model_card
 from polyhead.export.errors import ExportError
@@ -32,6 +34,7 @@ from polyhead.export.seq2seq.verify import verify_seq2seq
 from polyhead.export.source import SOURCE_TOKENIZER_FILE, TOKENIZER_FILE, Source, own_source
 from polyhead.export.to_onnx import export_decoder, export_encoder
 from polyhead.export.verify import Verification, compare_run, run_decoder, verify_encoder
+from polyhead.export.verify_adapters import verify_with_adapters
 from polyhead.models.checkpoint import (
     HELD_OUT_FILE,
     CheckpointConfig,
@@ -68,6 +71,8 @@ class ExportOptions:
     """What a decoder's slots hold."""
     max_loss: float | None = None
     """Of `quality.loss_of`; what loses more is not written."""
+    adapters: tuple[tuple[str, Path], ...] = ()
+    """Name and folder of each LoRA adapter that requests can choose."""
 
 
 @dataclass(frozen=True)
@@ -135,15 +140,17 @@ def export_source(source: Source, out: Path, options: ExportOptions | None = Non
         raise ExportError("--max-loss needs a text to measure on: --eval-data FILE")
     if options.cache == "int8" and not isinstance(source.model, ExportableDecoder):
         raise ExportError("an int8 cache is for models that generate; others have none")
+    adapters = read_adapters(source, options.adapters)
     target = choose_target(out, options.version)
     with half_written(target) as folder:
         manifest = make_manifest(source, kind)
         write_tokenizer(source, folder, manifest)
-        manifest.graphs.extend(write_graphs(source.model, folder, options.quantization))
+        manifest.graphs.extend(write_graphs(source.model, folder, options.quantization, adapters))
+        manifest.adapters.extend(write_adapters(folder, adapters))
         bundle = Bundle(folder, manifest)
         if options.cache == "int8":
             to_int8_cache(bundle, calibration_samples(bundle, options.evaluation_text))
-        measured = measure_as_asked(source, bundle, options)
+        measured = measure_as_asked(source, bundle, options, adapters)
         manifest.parity.extend(measured.verification.parity)
         manifest.traffic_independent = measured.verification.traffic_independent
         manifest.quality.update(measured.quality)
@@ -161,6 +168,19 @@ def check_loss(quality: Mapping[str, float], limit: float | None) -> None:
         raise ExportError(f"the loss is {loss:.4g}, more than --max-loss {limit:g}: {measured}")
 
 
+def read_adapters(source: Source, folders: Sequence[tuple[str, Path]]) -> list[Adapter]:
+    """Raises ExportError, CheckpointError; see `read_adapter`."""
+    names = [name for name, _ in folders]
+    if len(set(names)) < len(names):
+        raise ExportError(f"adapters must have different names, got {', '.join(names)}")
+    if names and isinstance(source.model, ExportableSeq2Seq):
+        raise ExportError(
+            "adapters are for decoders and encoders, not for models that read a source and write an answer"
+        )
+    classifies = source.task == "classify"
+    return [read_adapter(name, folder, source.model.model, classifies=classifies) for name, folder in folders]
+
+
 def write_tokenizer(source: Source, folder: Path, manifest: bundle_pb2.Bundle) -> None:
     """The tokenizer and, where there is one, the chat template."""
     (folder / TOKENIZER_FILE).write_text(source.tokenizer_json, "utf-8")
@@ -171,7 +191,9 @@ def write_tokenizer(source: Source, folder: Path, manifest: bundle_pb2.Bundle) -
         manifest.tokenizer.chat_template = CHAT_TEMPLATE_FILE
 
 
-def write_graphs(model: Exportable, folder: Path, quantization: QuantizationOptions) -> Iterator[bundle_pb2.Graph]:
+def write_graphs(
+    model: Exportable, folder: Path, quantization: QuantizationOptions, adapters: Sequence[Adapter]
+) -> Iterator[bundle_pb2.Graph]:
     """Save each graph and its weights, and let go of them. Raises ExportError for a model that can't be exported so."""
     if quantization.kind == "int4" and isinstance(model, ExportableEncoder):
         raise ExportError("int4 is for models that generate; take int8 for classifiers and embedders")
@@ -182,6 +204,7 @@ def write_graphs(model: Exportable, folder: Path, quantization: QuantizationOpti
     else:
         graphs = {"encoder": export_encoder(model)}
     for name in list(graphs):
+        add_adapters(graphs[name], adapters)
         yield write_graph(name, graphs.pop(name), folder, quantization)
 
 
@@ -192,10 +215,12 @@ def write_graph(name: str, graph: ir.Model, folder: Path, quantization: Quantiza
     return entry
 
 
-def measure_as_asked(source: Source, bundle: Bundle, options: ExportOptions) -> Measurement:
+def measure_as_asked(
+    source: Source, bundle: Bundle, options: ExportOptions, adapters: Sequence[Adapter]
+) -> Measurement:
     """As `measure`; a graph that onnxruntime can't run with an int8 cache is refused with what would do."""
     try:
-        return measure(source, bundle, options)
+        return measure(source, bundle, options, adapters)
     except RuntimeError as error:  # onnxruntime's
         if options.cache != "int8":
             raise
@@ -205,7 +230,7 @@ def measure_as_asked(source: Source, bundle: Bundle, options: ExportOptions) -> 
         ) from error
 
 
-def measure(source: Source, bundle: Bundle, options: ExportOptions) -> Measurement:
+def measure(source: Source, bundle: Bundle, options: ExportOptions, adapters: Sequence[Adapter]) -> Measurement:
     """Open the graph as the server will and compare it with the model. Raises ExportError, ParityError, BundleError."""
     manifest, text = bundle.manifest, options.evaluation_text
     tolerance = tolerance_of(options.quantization.kind, options.cache)
@@ -213,30 +238,40 @@ def measure(source: Source, bundle: Bundle, options: ExportOptions) -> Measureme
     if isinstance(model, ExportableSeq2Seq):
         return measure_seq2seq(source, model, bundle, options)
     if isinstance(model, ExportableDecoder):
-        return measure_decoder(model, bundle, tokenizer_json, tolerance, text)
+        return measure_decoder(model, bundle, tokenizer_json, tolerance, text, adapters)
     with closing(Encoder(bundle.graph, manifest)) as encoder:
         bundle.check_signature(*encoder.signature)
-        verification = verify_encoder(model, encoder, tolerance)
+        verification = verify_with_adapters(
+            model.model, adapters, lambda adapter: verify_encoder(model, encoder, tolerance, adapter)
+        )
         return Measurement(
             verification, encoder_quality(model, encoder, tokenizer_json, text) if text is not None else {}
         )
 
 
 def measure_decoder(
-    model: ExportableDecoder, bundle: Bundle, tokenizer_json: str, tolerance: float, text: str | None
+    model: ExportableDecoder,
+    bundle: Bundle,
+    tokenizer_json: str,
+    tolerance: float,
+    text: str | None,
+    adapters: Sequence[Adapter],
 ) -> Measurement:
     """First all that the graph computes and then all that torch does, so that the memory of one is free for the other."""
     manifest, quality = bundle.manifest, {}
     capacity = min(VERIFIED_TOKENS, manifest.limits.max_tokens)
     with closing(Decoder(bundle.graph, manifest, slots=VERIFIED_ROWS, capacity=capacity)) as decoder:
         bundle.check_signature(*decoder.signature)
-        run = run_decoder(decoder)
+        runs = {name: run_decoder(decoder, name) for name in ("", *(adapter.name for adapter in adapters))}
         if text is not None:
             windows = evaluation_windows(decoder, model.sizes.max_tokens, tokenizer_json, text)
             quality["perplexity"] = perplexity(decoder, windows)
     if text is not None:
         quality["perplexity_fp32"] = torch_perplexity(model, windows)
-    return Measurement(compare_run(model, run, tolerance), quality)
+    verification = verify_with_adapters(
+        model.model, adapters, lambda adapter: compare_run(model, runs[adapter], tolerance)
+    )
+    return Measurement(verification, quality)
 
 
 def measure_seq2seq(source: Source, model: ExportableSeq2Seq, bundle: Bundle, options: ExportOptions) -> Measurement:

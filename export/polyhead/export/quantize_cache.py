@@ -7,6 +7,7 @@ graph has both attention nodes of each layer, of which an `If` runs one: the ser
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def to_int8_cache(bundle: Bundle, samples: list[list[int]]) -> None:
     """Calibrate a decoder over fp32 slots on samples of token ids, rewrite its graph, and say so in the manifest."""
     manifest = bundle.manifest
     with closing(Decoder(bundle.graph, manifest, slots=1, capacity=max(2, *map(len, samples)))) as decoder:
-        scales = calibrate(decoder, samples)
+        scales = calibrate(decoder, samples, ["", *(adapter.name for adapter in manifest.adapters)])
     graph = quantize_cache(bundle.graph, scales)
     manifest.cache.type = "int8"
     manifest.cache.key_scales.extend(scales.key)
@@ -58,12 +59,13 @@ def to_int8_cache(bundle: Bundle, samples: list[list[int]]) -> None:
     manifest.graphs[0].CopyFrom(graph_entry(manifest.graphs[0].name, graph))
 
 
-def calibrate(decoder: Decoder, samples: Iterable[list[int]]) -> CacheScales:
-    """Scales for the largest magnitudes that a decoder over fp32 lanes keeps of some texts (token ids, each within its capacity)."""
+def calibrate(decoder: Decoder, samples: Iterable[list[int]], adapters: Iterable[str] = ("",)) -> CacheScales:
+    """Scales for the largest magnitudes that a decoder over fp32 lanes keeps of some texts (token ids, each within its capacity), with
+    any of some adapters."""
     largest = np.zeros((2, decoder.memory.lanes.shape[1]), np.float32)  # keys, values by layer
-    for ids in samples:
+    for ids, adapter in product(samples, adapters):
         for start in range(0, len(ids), decoder.prefill_chunk):
-            decoder.prefill(0, [np.array(ids[start : start + decoder.prefill_chunk])], [start], 1)
+            decoder.prefill(0, [np.array(ids[start : start + decoder.prefill_chunk])], [start], 1, adapter=adapter)
         held = np.abs(decoder.memory.lanes[:, :, 0, :, : len(ids)])
         largest = np.maximum(largest, held.max((2, 3, 4)))
     key, value = np.where(largest > 0, largest, 1) / LARGEST

@@ -83,24 +83,24 @@ class DecoderRun:
         return all(a.same_bits(b) for a, b in zip(self.alone, self.together, strict=True))
 
 
-def run_decoder(decoder: Decoder) -> DecoderRun:
-    """Random prompts in a decoder with as many slots as `prompt_lengths` has lengths."""
+def run_decoder(decoder: Decoder, adapter: str = "") -> DecoderRun:
+    """Random prompts in a decoder with as many slots as `prompt_lengths` has lengths, with one of its adapters perhaps."""
     lengths = prompt_lengths(decoder)
     steps = min(STEPS, decoder.capacity - max(lengths))
     random = np.random.default_rng(0)
     prompts = [random.integers(0, decoder.vocabulary_size, length).tolist() for length in lengths]
-    together = answer(decoder, prompts, steps)
-    alone = [answer(decoder, [prompt], steps)[0] for prompt in prompts]
+    together = answer(decoder, prompts, steps, adapter)
+    alone = [answer(decoder, [prompt], steps, adapter)[0] for prompt in prompts]
     shape = f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens, {steps} steps"
     return DecoderRun(together, alone, steps, shape)
 
 
-def verify_decoder(source: ExportableDecoder, decoder: Decoder, tolerance: float) -> Verification:
+def verify_decoder(source: ExportableDecoder, decoder: Decoder, tolerance: float, adapter: str = "") -> Verification:
     """Compare a decoder with as many slots as `prompt_lengths` has prompts; `tolerance` is that of parity.TOLERANCES.
 
     Raises ParityError.
     """
-    return compare_run(source, run_decoder(decoder), tolerance)
+    return compare_run(source, run_decoder(decoder, adapter), tolerance)
 
 
 def compare_run(source: ExportableDecoder, run: DecoderRun, tolerance: float) -> Verification:
@@ -116,18 +116,18 @@ def prompt_lengths(decoder: Decoder) -> list[int]:
     return sorted({max(1, min(length, longest)) for length in wanted})[: decoder.slots]
 
 
-def answer(decoder: Decoder, prompts: Sequence[list[int]], steps: int) -> list[Answer]:
+def answer(decoder: Decoder, prompts: Sequence[list[int]], steps: int, adapter: str = "") -> list[Answer]:
     """Prefill prompts in chunks, as many together as there are lanes, then decode all of them together."""
     rows = [list(prompt) for prompt in prompts]
     top_k = min(TOP_K, decoder.vocabulary_size)
     groups = [range(i, min(i + decoder.lanes, len(rows))) for i in range(0, len(rows), decoder.lanes)]
-    last = [output for group in groups for output in _prefill(decoder, group, prompts, top_k)]
+    last = [output for group in groups for output in _prefill(decoder, group, prompts, top_k, adapter)]
     outputs = [_join(last, np.concatenate)]
     for _ in range(steps):
         for row, token in zip(rows, outputs[-1].topk_ids[:, 0], strict=True):
             row.append(int(token))
         past = np.array([len(row) - 1 for row in rows])
-        outputs.append(_copy(decoder.decode(np.array([row[-1] for row in rows]), past, top_k)))
+        outputs.append(_copy(decoder.decode(np.array([row[-1] for row in rows]), past, top_k, adapter=adapter)))
     steps_of_rows = _join(outputs, partial(np.stack, axis=1))  # (rows, 1 + steps, …)
     return [
         Answer(row, decoder.memory.read(i, len(row)), *(array[i] for array in _arrays(steps_of_rows)))
@@ -135,14 +135,16 @@ def answer(decoder: Decoder, prompts: Sequence[list[int]], steps: int) -> list[A
     ]
 
 
-def _prefill(decoder: Decoder, slots: range, prompts: Sequence[list[int]], top_k: int) -> list[StepOutput]:
+def _prefill(
+    decoder: Decoder, slots: range, prompts: Sequence[list[int]], top_k: int, adapter: str
+) -> list[StepOutput]:
     """Read the prompts of some slots in lanes 0, 1, …, chunk by chunk; what came out of each one's last position."""
     chunk = decoder.prefill_chunk
     last: dict[int, StepOutput] = {}
     for start in range(0, max(len(prompts[slot]) for slot in slots), chunk):
         for run in _neighbours([lane for lane, slot in enumerate(slots) if len(prompts[slot]) > start]):
             parts = [np.array(prompts[slots[lane]][start : start + chunk]) for lane in run]
-            output = decoder.prefill(run[0], parts, [start] * len(run), top_k)
+            output = decoder.prefill(run[0], parts, [start] * len(run), top_k, adapter=adapter)
             last |= {lane: output.rows([row]) for row, lane in enumerate(run)}
     for lane, slot in enumerate(slots):
         decoder.memory.commit(lane, slot, len(prompts[slot]))
@@ -235,7 +237,7 @@ class EncoderRun:
         return all(np.array_equal(a, b) for a, b in zip(self.alone, self.together, strict=True))
 
 
-def run_encoder(encoder: Encoder, vocabulary_size: int) -> Iterator[EncoderRun]:
+def run_encoder(encoder: Encoder, vocabulary_size: int, adapter: str = "") -> Iterator[EncoderRun]:
     """Batches padded to the shortest, a middle and the longest length."""
     random = np.random.default_rng(0)
     grid = [length for length in encoder.padded_lengths if length <= LONGEST_INPUT] or encoder.padded_lengths[:1]
@@ -245,8 +247,9 @@ def run_encoder(encoder: Encoder, vocabulary_size: int) -> Iterator[EncoderRun]:
         ids = random.integers(0, vocabulary_size, (len(lengths), padded))
         ids[np.arange(padded) >= lengths[:, None]] = encoder.pad_token_id
         types = (np.arange(padded) >= random.integers(0, padded + 1, (len(lengths), 1))).astype(np.int64)
-        together = encoder.run(ids, lengths, types)
-        alone = [encoder.run(ids[i : i + 1], lengths[i : i + 1], types[i : i + 1])[0] for i in range(len(lengths))]
+        together = encoder.run(ids, lengths, types, adapter)
+        each = (slice(i, i + 1) for i in range(len(lengths)))
+        alone = [encoder.run(ids[i], lengths[i], types[i], adapter)[0] for i in each]
         yield EncoderRun(
             _unpadded(ids, lengths),
             _unpadded(types, lengths),
@@ -260,11 +263,11 @@ def _unpadded(rows: Iterable[NDArray[Any]], lengths: NDArray[np.int32]) -> list[
     return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
-def verify_encoder(source: ExportableEncoder, encoder: Encoder, tolerance: float) -> Verification:
+def verify_encoder(source: ExportableEncoder, encoder: Encoder, tolerance: float, adapter: str = "") -> Verification:
     """Compare an encoder over padded batches with torch over single rows without padding. Raises ParityError."""
     checks: list[ParityCheck] = []
     independent = True
-    for run in run_encoder(encoder, source.sizes.vocabulary_size):
+    for run in run_encoder(encoder, source.sizes.vocabulary_size, adapter):
         expected = [source.reference(*row) for row in zip(run.rows, run.token_types, strict=True)]
         vectors = zip(_vectors(expected), _vectors(run.together), strict=True)
         difference = Difference(source.output, worst_error(vectors), tolerance)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from polyhead.export.adapter_inputs import read_written
 from polyhead.export.bundle import VERSION
 from polyhead.export.errors import ExportError, ParityError
 from polyhead.export.exportable import Exportable, ExportableDecoder, ExportableEncoder
@@ -20,6 +21,7 @@ from polyhead.export.report import bits_line, parity_table
 from polyhead.export.seq2seq.exportable import ExportableSeq2Seq
 from polyhead.export.seq2seq.verify import run_seq2seq, verify_seq2seq
 from polyhead.export.verify import Verification, run_decoder, run_encoder, verify_decoder, verify_encoder
+from polyhead.export.verify_adapters import verify_with_adapters
 from polyhead.models.checkpoint import CheckpointError
 from polyhead.server.bundle import Bundle, read_bundle
 from polyhead.server.errors import BundleError
@@ -102,18 +104,24 @@ def verify_bundle(bundle: Bundle, model: Exportable | None) -> Verification:
             if isinstance(model, ExportableSeq2Seq):
                 return verify_seq2seq(model, decoder, tolerance)
             return Verification((), run_seq2seq(decoder, manifest.seq2seq.source_vocabulary_size).independent)
+    adapters = [read_written(bundle.folder, adapter) for adapter in manifest.adapters]
+    names = ["", *(adapter.name for adapter in adapters)]
     if manifest.task == TASK_GENERATE:
         capacity = min(VERIFIED_TOKENS, manifest.limits.max_tokens)
         with closing(Decoder(bundle.graph, manifest, slots=VERIFIED_ROWS, capacity=capacity)) as decoder:
             bundle.check_signature(*decoder.signature)
             if isinstance(model, ExportableDecoder):
-                return verify_decoder(model, decoder, tolerance)
-            return Verification((), run_decoder(decoder).independent)
+                return verify_with_adapters(
+                    model.model, adapters, lambda adapter: verify_decoder(model, decoder, tolerance, adapter)
+                )
+            return Verification((), all(run_decoder(decoder, name).independent for name in names))
     with closing(Encoder(bundle.graph, manifest)) as encoder:
         bundle.check_signature(*encoder.signature)
         if isinstance(model, ExportableEncoder):
-            return verify_encoder(model, encoder, tolerance)
-        runs = list(run_encoder(encoder, manifest.limits.vocabulary_size))
+            return verify_with_adapters(
+                model.model, adapters, lambda adapter: verify_encoder(model, encoder, tolerance, adapter)
+            )
+        runs = [run for name in names for run in run_encoder(encoder, manifest.limits.vocabulary_size, name)]
         return Verification((), all(run.independent for run in runs))
 
 

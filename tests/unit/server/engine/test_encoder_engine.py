@@ -32,12 +32,16 @@ class GatedEncoder(Encoder):
             self.gate.set()
 
     def run(
-        self, ids: NDArray[np.int64], lengths: NDArray[np.int32], token_types: NDArray[np.int64] | None = None
+        self,
+        ids: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        token_types: NDArray[np.int64] | None = None,
+        adapter: str = "",
     ) -> NDArray[np.float32]:
         self.entered.set()
         assert self.gate.wait(10)
         self.shapes.append(ids.shape)
-        return super().run(ids, lengths, token_types)
+        return super().run(ids, lengths, token_types, adapter)
 
 
 class Recorder:
