@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from polyhead.export.adapters import Adapter, Change
 
 CONFIG: Mapping[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_rslora": False}
 
@@ -46,6 +49,19 @@ def write_adapter(
         {f"base_model.model.{name}": tensor for name, tensor in weights.items()}, folder / "adapter_model.safetensors"
     )
     return folder
+
+
+def random_adapter(name: str, model: nn.Module, layers: Sequence[str], rank: int, *, seed: int) -> Adapter:
+    """The same in memory, as export has it."""
+    random = np.random.default_rng(seed)
+    changes = {}
+    for layer, module in model.named_modules():
+        if layer.endswith(tuple(layers)):
+            inputs, outputs = sizes(module)
+            a = random.standard_normal((inputs, rank), np.float32) / inputs**0.5
+            changes[layer] = Change(a, random.standard_normal((rank, outputs), np.float32) / rank**0.5)
+    assert changes
+    return Adapter(name, rank, changes)
 
 
 def sizes(module: nn.Module) -> tuple[int, int]:

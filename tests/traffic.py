@@ -11,6 +11,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 from hypothesis import strategies as st
 
+from polyhead.export.adapter_inputs import add_adapters, write_adapters
 from polyhead.export.quantize import CacheType, Quantization, QuantizationOptions, quantize_graph
 from polyhead.export.quantize_cache import calibration_samples, to_int8_cache
 from polyhead.server.bundle import Bundle
@@ -28,6 +29,7 @@ from polyhead.server.engine.sequence import (
 )
 from polyhead.server.runtime import threads
 from polyhead.server.runtime.decoder import Decoder
+from tests.adapters import random_adapter
 from tests.decoders import (
     CAPACITY,
     CHUNK,
@@ -37,6 +39,7 @@ from tests.decoders import (
     SilentObserver,
     byte_grammars,
     byte_tokenizer,
+    tiny_gpt,
     tiny_graph,
     tiny_manifest,
 )
@@ -122,6 +125,7 @@ PLAIN = st.builds(
     samples=st.sampled_from([1, 1, 1, 3]),
     grammar=st.sampled_from([None, None, "[a-z]{2,9}( [0-9]+)?"]).map(lambda r: r and grammar("regex", r)),
     priority=st.sampled_from([0, 0, 1]),
+    adapter=st.sampled_from(["", "", "north", "south"]),
 )
 
 
@@ -166,6 +170,13 @@ TRAFFIC = st.lists(
 """Mixes of requests, arrivals, cancellations and seeds."""
 
 
+ADAPTERS = (
+    random_adapter("north", tiny_gpt(), ["query", "value", "down"], 4, seed=1),
+    random_adapter("south", tiny_gpt(), ["query", "key", "up"], 20, seed=2),
+)
+"""Layers that both change, that one changes, and that none does; ranks within a group and beyond."""
+
+
 INDEPENDENT: dict[str, tuple[Quantization, CacheType]] = {
     "fp32": ("none", "float"),
     "int8": ("int8", "float"),
@@ -182,14 +193,16 @@ def traffic_decoder(kind: str, slots: int, prefix_slots: int) -> Decoder:
 
 @cache
 def quantized_bundle(kind: str) -> Bundle:
-    """The tiny decoder, quantized as an export does."""
+    """The tiny decoder with its adapters, quantized as an export does."""
     quantization, slots = INDEPENDENT[kind]
     model = ir.load(tiny_graph())
+    add_adapters(model, ADAPTERS)
     quantize_graph(model, QuantizationOptions(quantization, smallest_table=0))
     path = Path(mkdtemp(prefix="polyhead-test-")) / "decoder.onnx"
     ir.save(model, path)
     manifest = tiny_manifest()
     manifest.graphs.add(name="decoder", file=path.name)
+    manifest.adapters.extend(write_adapters(path.parent, ADAPTERS))
     bundle = Bundle(path.parent, manifest)
     if slots == "int8":
         to_int8_cache(bundle, calibration_samples(bundle, None))

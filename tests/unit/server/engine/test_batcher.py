@@ -56,6 +56,17 @@ def test_only_inputs_of_equal_padded_length_share_a_batch() -> None:
     assert mixed.waiting_inputs == 0
 
 
+def test_only_inputs_with_the_same_adapter_share_a_batch() -> None:
+    queue = batcher()
+    made = [request(queue, 3) for _ in range(4)]
+    for one, adapter in zip(made, ("", "a", "", "b"), strict=True):
+        one.adapter = adapter
+        queue.add(one)
+    taken = [(batch.adapter, requests_in(batch)) for batch in batches(queue)]
+    assert taken == [("", [made[0], made[2]]), ("a", [made[1]]), ("b", [made[3]])]
+    queue.check_integrity()
+
+
 def test_the_group_of_the_oldest_input_goes_first() -> None:
     queue = batcher()
     long = submit(queue, 16)

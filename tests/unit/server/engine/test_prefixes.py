@@ -35,6 +35,14 @@ def test_what_is_restored_is_a_beginning_of_the_prompt_in_whole_chunks(prompts: 
         prefixes.keep(prompt, 0)
 
 
+def test_what_one_adapter_computed_is_nothing_to_another() -> None:
+    memory = Memory(3)
+    prefixes = PrefixCache(1, 2, memory, CHUNK)
+    prompt = list(range(9))
+    prefixes.keep(prompt, 0, "a")
+    assert [prefixes.restore(prompt, 0, adapter) for adapter in ("a", "b", "")] == [8, 0, 0]
+
+
 def test_the_longest_known_beginning_is_found_and_the_last_token_is_left_to_compute() -> None:
     memory = Memory(3)
     prefixes = PrefixCache(1, 2, memory, CHUNK)

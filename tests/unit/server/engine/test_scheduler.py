@@ -74,18 +74,23 @@ def lengths(calls: list[list[Chunk]]) -> list[list[int]]:
 
 @settings(deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6), st.integers(1, 3)), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(1, 30), st.integers(1, 6), st.integers(1, 3), st.sampled_from(["", "a", "b"])),
+        min_size=1,
+        max_size=12,
+    ),
     st.lists(st.integers(0, 11), max_size=6),
     st.integers(3, 5),
     st.integers(1, 40),
 )
 def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_order(
-    arrivals: list[tuple[int, int, int]], leaving: list[int], slots: int, budget: int
+    arrivals: list[tuple[int, int, int, str]], leaving: list[int], slots: int, budget: int
 ) -> None:
-    """Arrivals are (prompt tokens, answer tokens, samples). Someone leaves in each of the first iterations."""
+    """Arrivals are (prompt tokens, answer tokens, samples, adapter), and those with the same adapter stay neighbours. Someone leaves
+    in each of the first iterations."""
     policy, pool, ledger = scheduler(slots, prefill_budget_tokens=budget)
-    sequences = [sequence(prompt, samples=samples) for prompt, _, samples in arrivals]
-    to_go = {x: answer for s, (_, answer, _) in zip(sequences, arrivals, strict=True) for x in (s, *s.siblings)}
+    sequences = [sequence(prompt, samples=samples, adapter=adapter) for prompt, _, samples, adapter in arrivals]
+    to_go = {x: answer for s, (_, answer, *_) in zip(sequences, arrivals, strict=True) for x in (s, *s.siblings)}
     written: dict[Sequence, Sequence] = {x: s for s in sequences for x in (s, *s.siblings)}
     for s in sequences:
         policy.add(s, 1.0)
@@ -103,6 +108,7 @@ def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_
             for call in calls:
                 first = call[0].sequence.lane
                 assert [chunk.sequence.lane for chunk in call] == list(range(first, first + len(call)))
+                assert len({chunk.sequence.request.adapter for chunk in call}) == 1
                 assert all(chunk.start + max(c.tokens for c in call) <= CAPACITY for chunk in call)
             for chunk in chain(*calls):
                 assert chunk.start % CHUNK == 0
@@ -226,25 +232,29 @@ class Broken(Ledger):
         super().copy_lane(source, target, length)
 
 
-@pytest.mark.parametrize("refused", range(1, 7))
+@pytest.mark.parametrize("refused", range(1, 10))
 def test_whatever_copy_fails_a_prompt_that_is_given_up_leaves_nothing_behind(refused: int) -> None:
-    """Copies are of a first prompt to the prefix cache and a slot, then of one with three samples."""
+    """Copies are of a first prompt to the prefix cache and a slot, then of one with another adapter, then of one with three samples
+    and the first one's adapter, for which the other has to make room."""
     ledger = Broken(8, refused)
     pool = Slots(8, LANES, ledger)
     prefixes = PrefixCache(LANES, 1, ledger, CHUNK)
     policy = Scheduler(pool, prefixes, LIMITS, chunk_tokens=CHUNK, capacity=CAPACITY)
-    policy.add(sequence(CHUNK), 1.0)
-    policy.add(sequence(2 * CHUNK, samples=3), 1.0)
+    one, other, three = sequence(CHUNK), sequence(CHUNK, adapter="a"), sequence(2 * CHUNK, samples=3)
+    for s in (one, other, three):
+        policy.add(s, 1.0)
     failures = 0
     policy.begin_iteration()
     while calls := next_calls(policy):
         for chunk in chain(*calls):
             try:
+                ledger.lanes[chunk.sequence.lane] = chunk.sequence
                 policy.prefilled(chunk)
             except MemoryError:
                 failures += 1
                 policy.finish(chunk.sequence)
             policy.check_integrity()
+            assert all(ledger.slots[s.slot] is (three if s in three.siblings else s) for s in pool.decoding)
     assert failures == 1
     for decoding in reversed(list(pool.decoding)):
         policy.finish(decoding)
@@ -266,6 +276,24 @@ def test_chunks_of_neighbouring_lanes_share_a_call_unless_padding_costs_more_tha
     for prompt in (8, 2, 1):  # the last one's padding would pass MOST_PADDING
         policy.add(sequence(prompt), 1.0)
     assert lengths(prefill_iteration(policy)) == [[8, 2], [1]]
+
+
+def test_chunks_share_a_call_only_with_those_of_the_same_adapter() -> None:
+    policy, _, _ = scheduler()
+    for adapter in ("a", "a", "b"):
+        policy.add(sequence(CHUNK, adapter=adapter), 1.0)
+    assert lengths(prefill_iteration(policy)) == [[CHUNK, CHUNK], [CHUNK]]
+
+
+def test_who_comes_and_goes_moves_one_row_of_each_other_adapter_behind_at_most() -> None:
+    policy, pool, _ = scheduler(6)
+    made = [sequence(1, adapter=adapter) for adapter in "abcab"]
+    for s in made:
+        policy.add(s, 1.0)
+        prefill_iteration(policy)
+    assert [s.request.adapter for s in pool.decoding] == ["a", "a", "b", "b", "c"]
+    policy.finish(made[0])
+    assert pool.decoding == [made[3], made[4], made[1], made[2]]
 
 
 def test_a_lane_is_never_padded_past_its_capacity() -> None:
