@@ -42,7 +42,12 @@ def torch_model(name: str) -> "Model":
     """The very module that a bundle was exported from, in evaluation mode."""
     from polyhead.models.checkpoint import load_checkpoint
 
-    return load_checkpoint(_made() / "checkpoints" / name)[1]
+    return load_checkpoint(checkpoint(name))[1]
+
+
+def checkpoint(name: str) -> Path:
+    """The folder that a bundle was exported from. Read only."""
+    return _made() / "checkpoints" / name
 
 
 def _made() -> Path:

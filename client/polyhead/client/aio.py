@@ -154,13 +154,15 @@ class AsyncClient(BaseClient):
         *,
         top_k: int | None = None,
         truncate: bool = False,
+        adapter: str | None = None,
         version: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> ClassifyResult:
         """Scores each text against the model's labels and returns the `top_k` best, or all, of each; of each token, if that
-        is what the model labels. Pairs of texts, `[("query", "passage"), …]`, are for models that compare two."""
-        request = requests.classify_request(texts, model, version, request_id, top_k, truncate)
+        is what the model labels. Pairs of texts, `[("query", "passage"), …]`, are for models that compare two. `adapter`: one of the
+        model's."""
+        request = requests.classify_request(texts, model, version, request_id, top_k, truncate, adapter)
         return responses.classify_result(
             await self._unary(self._inference.Classify, request, timeout, request.request_id)
         )
@@ -171,12 +173,13 @@ class AsyncClient(BaseClient):
         model: str | None = None,
         *,
         truncate: bool = False,
+        adapter: str | None = None,
         version: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> EmbedResult:
-        """Turns each text into one vector."""
-        request = requests.embed_request(texts, model, version, request_id, truncate)
+        """Turns each text into one vector; `adapter`: with one of the model's."""
+        request = requests.embed_request(texts, model, version, request_id, truncate, adapter)
         return responses.embed_result(await self._unary(self._inference.Embed, request, timeout, request.request_id))
 
     async def tokenize(

@@ -87,6 +87,8 @@ class GenerateOptions(TypedDict, total=False):
     """End the search as soon as `beam_width` answers are complete. Only with beam_width."""
     return_alignment: bool | None
     """What each token of the answer attended to in the source, of sequence-to-sequence models with attention."""
+    adapter: str | None
+    """One of the model's adapters; without it the model answers as it is."""
     add_generation_prompt: bool | None
     """With messages: begin the assistant's next turn. Default true."""
     continue_final_message: bool | None
@@ -107,7 +109,7 @@ _SAMPLING = (
 _PAIR = ("text", "text_pair")
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos")
 _CHAT = ("add_generation_prompt", "continue_final_message")
-_REQUEST = ("logprobs", "prompt_logprobs", "samples", "prompt_lookup", "priority", "return_alignment", *_CHAT)
+_REQUEST = ("logprobs", "prompt_logprobs", "samples", "prompt_lookup", "priority", "adapter", "return_alignment", *_CHAT)
 _BEAMS = ("length_penalty", "early_stopping")
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "choices")
 
@@ -146,22 +148,29 @@ def classify_request(
     request_id: str | None,
     top_k: int | None,
     truncate: bool,
+    adapter: str | None = None,
 ) -> inference_pb2.ClassifyRequest:
     """Raises TypeError or InvalidInput as `generate_request` does."""
     request = inference_pb2.ClassifyRequest(truncate=truncate)
     _address(request, model, version, request_id)
     _add_inputs(request, texts)
-    _fill(request, "", ("top_k",), {"top_k": top_k})
+    _fill(request, "", ("top_k", "adapter"), {"top_k": top_k, "adapter": adapter})
     return request
 
 
 def embed_request(
-    texts: Texts, model: str | None, version: str | None, request_id: str | None, truncate: bool
+    texts: Texts,
+    model: str | None,
+    version: str | None,
+    request_id: str | None,
+    truncate: bool,
+    adapter: str | None = None,
 ) -> inference_pb2.EmbedRequest:
     """Raises TypeError or InvalidInput as `generate_request` does."""
     request = inference_pb2.EmbedRequest(truncate=truncate)
     _address(request, model, version, request_id)
     _add_inputs(request, texts)
+    _fill(request, "", ("adapter",), {"adapter": adapter})
     return request
 
 

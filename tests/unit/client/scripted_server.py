@@ -275,6 +275,7 @@ BUNDLE = bundle_pb2.Bundle(
     labels=["long", "short"],
     limits=bundle_pb2.Limits(max_tokens=128, vocabulary_size=30_000, padded_lengths=[64, 128]),
     quality={"accuracy": 0.91},
+    adapters=[bundle_pb2.Adapter(name="formal", rank=8), bundle_pb2.Adapter(name="french", rank=16)],
     parity=[bundle_pb2.ParityCheck(name="probabilities", shape="1 × 16", error=3e-7, tolerance=5e-5)],
     made_with={"torch": "2.13"},
     license="apache-2.0",

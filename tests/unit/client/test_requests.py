@@ -61,11 +61,13 @@ def test_what_weighs_tokens_and_how_to_serve_reach_their_fields() -> None:
         prompt_logprobs=0,
         prompt_lookup=True,
         priority=-7,
+        adapter="french",
     )
     sampling = request.sampling
     assert (sampling.typical_p, sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -1.5, 0.25)
     assert (dict(sampling.logit_bias), list(sampling.bad_words)) == ({3: -100, 2**32 - 1: 1.5}, ["a", "b"])
     assert (request.samples, request.prompt_lookup, request.priority) == (4, True, -7)
+    assert request.adapter == "french"
     assert (request.HasField("prompt_logprobs"), request.prompt_logprobs) == (True, 0)
 
 
@@ -172,6 +174,8 @@ def test_classify_embed_tokenize_and_model_carry_their_settings() -> None:
     classify = classify_request("a", "m", "2", "r", 3, True)
     assert (classify.top_k, classify.truncate, classify.model.name, classify.request_id) == (3, True, "m", "r")
     assert embed_request("a", None, None, None, True).truncate
+    assert embed_request("a", None, None, None, False, "french").adapter == "french"
+    assert classify_request("a", None, None, None, None, False, "french").adapter == "french"
     tokenize = tokenize_request(["a"], None, None, None, False)
     assert tokenize.HasField("add_special_tokens")
     assert not tokenize.add_special_tokens

@@ -46,6 +46,7 @@ def _add_generate(group: Any) -> None:
     parser = _add_texts(group, "generate", "continue prompts", "what to continue", nargs="*")
     parser.set_defaults(run=commands.generate, refuse=parser.error)
     generation.add_options(parser)
+    _add_adapter(parser)
 
 
 def _add_classify(group: Any) -> None:
@@ -63,12 +64,14 @@ def _add_classify(group: Any) -> None:
         help="compare two texts: arguments in twos, such as a query and a passage; in a line of standard input with a tab between",
     )
     parser.add_argument("--truncate", action="store_true", help="cut a text that is too long instead of refusing it")
+    _add_adapter(parser)
 
 
 def _add_embed(group: Any) -> None:
     parser = _add_texts(group, "embed", "turn texts into vectors", "what to embed")
     parser.set_defaults(run=commands.embed)
     parser.add_argument("--truncate", action="store_true", help="cut a text that is too long instead of refusing it")
+    _add_adapter(parser)
 
 
 def _add_tokenize(group: Any) -> None:
@@ -114,6 +117,10 @@ def _add_command(group: Any, name: str, purpose: str) -> argparse.ArgumentParser
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     return parser
+
+
+def _add_adapter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", metavar="NAME", help="one of the model's adapters (default: the model as it is)")
 
 
 def _add_texts(group: Any, name: str, purpose: str, what: str, nargs: str = "+") -> argparse.ArgumentParser:

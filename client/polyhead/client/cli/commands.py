@@ -74,6 +74,7 @@ def classify(options: Namespace) -> int:
             options.model,
             top_k=options.top_k if options.json else shown,
             truncate=options.truncate,
+            adapter=options.adapter,
             version=options.model_version,
         )
 
@@ -86,7 +87,9 @@ def classify(options: Namespace) -> int:
 
 def embed(options: Namespace) -> int:
     async def answer(client: AsyncClient, text: str) -> AsyncIterator[EmbedResult]:
-        yield await client.embed(text, options.model, truncate=options.truncate, version=options.model_version)
+        yield await client.embed(
+            text, options.model, truncate=options.truncate, adapter=options.adapter, version=options.model_version
+        )
 
     return _answer_all(
         options,

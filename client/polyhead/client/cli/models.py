@@ -125,6 +125,7 @@ def _sections(bundle: bundle_pb2.Bundle) -> Iterator[tuple[str, list[tuple[str, 
     yield "cache", [(field.name.replace("_", " "), _shown(value)) for field, value in bundle.cache.ListFields()]
     defaults = bundle.sampling_defaults.ListFields()
     yield "sampling unless a request says otherwise", [(field.name, _shown(value)) for field, value in defaults]
+    yield "adapters", [(adapter.name, f"rank {adapter.rank}") for adapter in bundle.adapters]
     yield "quality, on held-out data", [(name, f"{value:.4g}") for name, value in sorted(bundle.quality.items())]
     checks: list[tuple[str, ...]] = [
         (check.name, check.shape, f"{check.error:.1e}", f"at most {check.tolerance:.0e}") for check in bundle.parity

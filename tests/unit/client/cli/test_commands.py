@@ -344,6 +344,12 @@ def test_truncate_is_sent(server: ScriptedServer) -> None:
     assert [request.truncate for request in server.script.requests] == [True, True]
 
 
+def test_an_adapter_is_sent(server: ScriptedServer) -> None:
+    for command in ("generate", "classify", "embed"):
+        assert main([command, "--adapter", "french", "a"]) == main([command, "a"]) == 0
+    assert [request.adapter for request in server.script.requests] == ["french", ""] * 3
+
+
 def test_tokenize_shows_ids_and_places(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokenize", "a"]) == 0
     assert capsys.readouterr().out == "       0        0:0  <s>\n      97        0:1  a\n"
@@ -437,6 +443,10 @@ def test_a_model_is_described_by_all_that_its_bundle_says(capsys: pytest.Capture
         "  max tokens       128",
         "  vocabulary size  30,000",
         "  padded lengths   64, 128",
+        "",
+        "adapters",
+        "  formal  rank 8",
+        "  french  rank 16",
         "",
         "quality, on held-out data",
         "  accuracy  0.91",
@@ -578,10 +588,10 @@ def test_wrong_usage_is_one_line_and_exit_code_two(
         (
             "generate",
             "--samples --typical-p --presence-penalty --frequency-penalty --logit-bias --bad-word --prompt-logprobs "
-            "--json-schema --regex --grammar --choice --prompt-lookup --priority --chat --system",
+            "--json-schema --regex --grammar --choice --prompt-lookup --priority --adapter --chat --system",
         ),
-        ("classify", "--top-k --truncate --model --model-version --concurrency"),
-        ("embed", "--truncate --json --target --timeout"),
+        ("classify", "--top-k --truncate --adapter --model --model-version --concurrency"),
+        ("embed", "--truncate --adapter --json --target --timeout"),
         ("tokenize", "--no-special-tokens"),
         ("models", "--json --target --timeout --describe --load --unload --reload"),
         (
