@@ -53,6 +53,30 @@ DECODER: list[tuple[Callable[[Bundle], object], str]] = [
     (lambda m: m.graphs[0].outputs.pop(), "graphs[0].outputs must be "),
     (lambda m: m.graphs[0].outputs.add(name="logits"), "graphs[0].outputs must be "),
 ]  # fmt: skip
+
+
+def with_adapter(manifest: Bundle) -> None:
+    """A first one, as if the graph had inputs for it."""
+    manifest.adapters.add(name="one", file="adapters/one.safetensors", rank=4)
+    manifest.files.add(path="adapters/one.safetensors")
+    manifest.graphs[0].inputs.add(name="adapter.up.a.0", type="float", shape=["32", "up.rank.0"])
+    manifest.graphs[0].inputs.add(name="adapter.up.b", type="float", shape=["up.rank", "32"])
+
+
+ADAPTERS: list[tuple[Callable[[Bundle], object], str]] = [
+    (lambda m: m.adapters.add(name="one"), "adapters must be sorted and differ, their names "),
+    (lambda m: m.adapters.add(name="a"), "adapters must be sorted and differ, their names "),
+    (lambda m: setattr(m.adapters[0], "name", "../one"), "adapters must be sorted and differ, their names "),
+    (lambda m: setattr(m.adapters[0], "file", "one"), "adapters[0].file is 'one', which is not among files"),
+    (lambda m: setattr(m.adapters[0], "rank", 0), "adapters[0].rank must be at least 1, got 0"),
+    (lambda m: m.ClearField("adapters"), "adapters are none, and the graph has 2 inputs for adapters"),
+    (lambda m: [m.graphs[0].inputs.pop() for _ in range(2)], "adapters are ['one'], and the graph has 0 inputs for adapters"),
+    (lambda m: m.graphs[0].inputs.pop(), "graphs[0].inputs adapter.up must have ['a.0', 'b'] and perhaps bias, got ['a.0']"),
+    (lambda m: m.graphs[0].inputs.add(name="adapter.up.c"), "graphs[0].inputs adapter.up.c must be adapter.LAYER.a.0 and so on"),
+    (lambda m: setattr(m.graphs[0].inputs[-1], "type", "int8"), "graphs[0].inputs adapter.up.b must be float, all sizes but the rank"),
+    (lambda m: set_shape(m.graphs[0].inputs[-1], "4", "32"), "graphs[0].inputs adapter.up.b must be float, all sizes but the rank"),
+    (lambda m: m.seq2seq.SetInParent(), "graphs must be encoder and decoder"),
+]  # fmt: skip
 EMBEDDER: list[tuple[Callable[[Bundle], object], str]] = [
     (lambda m: m.cache.SetInParent(), "cache is for decoders only"),
     (lambda m: m.tokenizer.ClearField("pad_token_id"), "tokenizer.pad_token_id is missing; an encoder needs it"),
@@ -115,3 +139,17 @@ def test_a_decoder_graph_that_does_without_position_ids_or_with_them_is_taken() 
     without.graphs[0].ClearField("inputs")
     without.graphs[0].inputs.extend(kept)
     check_manifest(without)
+
+
+@pytest.mark.parametrize("name", [bundles.GENERATOR, bundles.EMBEDDER])
+@pytest.mark.parametrize(("change", "complaint"), ADAPTERS)
+def test_a_contradiction_about_adapters_is_refused(
+    name: str, change: Callable[[Bundle], object], complaint: str
+) -> None:
+    spoilt = manifest(name)
+    with_adapter(spoilt)
+    check_manifest(spoilt)
+    change(spoilt)
+    with pytest.raises(BundleError) as refusal:
+        check_manifest(spoilt)
+    assert str(refusal.value).startswith(f"bundle.json: {complaint}")
