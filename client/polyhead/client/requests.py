@@ -109,7 +109,16 @@ _SAMPLING = (
 _PAIR = ("text", "text_pair")
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos")
 _CHAT = ("add_generation_prompt", "continue_final_message")
-_REQUEST = ("logprobs", "prompt_logprobs", "samples", "prompt_lookup", "priority", "adapter", "return_alignment", *_CHAT)
+_REQUEST = (
+    "logprobs",
+    "prompt_logprobs",
+    "samples",
+    "prompt_lookup",
+    "priority",
+    "adapter",
+    "return_alignment",
+    *_CHAT,
+)
 _BEAMS = ("length_penalty", "early_stopping")
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "choices")
 
