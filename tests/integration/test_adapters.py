@@ -14,7 +14,11 @@ import torch
 
 from polyhead.client import AsyncClient, InvalidInput
 from polyhead.export.pipeline import ExportOptions, export_source, load_source
-from polyhead.v1 import inference_pb2
+from polyhead.server.bundle import read_manifest
+from polyhead.server.config import Settings
+from polyhead.server.loader import memory_needed
+from polyhead.server.rpc.servicers import routing_key
+from polyhead.v1 import bundle_pb2, inference_pb2
 from tests import bundles
 from tests.adapters import with_adapter, write_adapter
 from tests.integration.conftest import Start
@@ -131,3 +135,24 @@ async def test_a_model_without_adapters_says_so(running: Any) -> None:
     async with AsyncClient(running.target) as client:
         with pytest.raises(InvalidInput, match="must be empty, as the model has no adapters; got 'south'"):
             await client.embed("the", adapter="south")
+
+
+def test_adapters_count_in_the_memory_that_a_model_needs() -> None:
+    manifest = read_manifest(folder() / "models" / bundles.CLASSIFIER / "1")
+    without = bundle_pb2.Bundle()
+    without.CopyFrom(manifest)
+    del without.files[:]
+    without.files.extend(file for file in manifest.files if not file.path.startswith("adapters/"))
+    sizes = [path.stat().st_size for path in (folder() / "models" / bundles.CLASSIFIER / "1" / "adapters").iterdir()]
+    settings = Settings(models=Path("unused"))
+    assert memory_needed(manifest, settings) == memory_needed(without, settings) + sum(sizes)
+
+
+def test_the_same_seed_and_prompt_go_to_the_same_version_with_the_same_adapter() -> None:
+    def key(adapter: str, request_id: str) -> bytes:
+        request = inference_pb2.GenerateRequest(prompt=inference_pb2.Input(text="the"), adapter=adapter)
+        request.sampling.seed = 1
+        return routing_key(request, request_id)
+
+    assert key("east", "a") == key("east", "b")
+    assert len({key("east", "a"), key("west", "a"), key("", "a")}) == 3
