@@ -105,7 +105,8 @@ def test_scores_are_made_of_logits_as_the_checkpoint_says(fields: dict[str, Any]
 
 
 def test_an_activation_that_is_not_torchs_is_refused() -> None:
-    config = BertConfig(num_labels=1, sentence_transformers={"activation_fn": "os.system"})
+    fields: dict[str, Any] = {"num_labels": 1, "sentence_transformers": {"activation_fn": "os.system"}}
+    config = BertConfig(**fields)
     with pytest.raises(ExportError, match=r"must be a module of torch\.nn, is os\.system"):
         activation_of(config)
 

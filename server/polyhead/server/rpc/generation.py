@@ -36,11 +36,13 @@ async def generation_request(
 ) -> GenerationRequest:
     """Decide every value that the message leaves open. Raises InvalidInput, Overloaded."""
     size, beams = model.manifest.limits.vocabulary_size, parameters.beam_search(request, model.generator.slots)
-    parameters.check_source(request, model.generator)
+    engine = model.generator
+    taken = len(prompt) if engine.continues_prompt else 0
+    parameters.check_source(request, engine)
     return GenerationRequest(
         prompt,
         sampling=parameters.sampling(request.sampling, model, searches=beams is not None),
-        stopping=parameters.stopping(request.stopping, model.generator, len(prompt), default_max_tokens),
+        stopping=parameters.stopping(request.stopping, engine.room(len(prompt)), taken, default_max_tokens),
         logprobs=parameters.alternatives(request, "logprobs", size),
         prompt_logprobs=parameters.alternatives(request, "prompt_logprobs", size),
         samples=parameters.sample_count(request, model.generator.slots, beams),

@@ -69,14 +69,12 @@ def bad_words(words: Sequence[str], model: LiveModel) -> tuple[tuple[int, ...], 
     return tuple({tokens: None for tokens in encoded if tokens})  # a word that has no tokens can't be said either
 
 
-def stopping(
-    given: inference_pb2.StoppingCriteria, engine: Generator, prompt_tokens: int, default_max_tokens: int
-) -> Stopping:
-    room = engine.room(prompt_tokens)
+def stopping(given: inference_pb2.StoppingCriteria, room: int, taken: int, default_max_tokens: int) -> Stopping:
+    """`room`: what the slot can hold of an answer, in tokens, at least 1; `taken`: what the prompt takes of the slot."""
     max_tokens = given.max_tokens if given.HasField("max_tokens") else min(default_max_tokens, room)
     if not 1 <= max_tokens <= room:
-        less = f" minus the prompt's {prompt_tokens}" if engine.continues_prompt else ""
-        limit = f"1 to {room} (a slot's {engine.capacity} tokens{less})"
+        less = f" minus the prompt's {taken}" if taken else ""
+        limit = f"1 to {room} (a slot's {room + taken} tokens{less})"
         raise InvalidInput("stopping.max_tokens", f"must be {limit}, got {max_tokens}")
     if given.min_tokens > max_tokens:
         raise InvalidInput("stopping.min_tokens", f"must be 0 to max_tokens {max_tokens}, got {given.min_tokens}")
