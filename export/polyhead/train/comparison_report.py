@@ -77,17 +77,21 @@ def _ranges(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def table(outcomes: Sequence[Outcome], unit: Unit, figure: str) -> str:
-    """Each model's size and figures, then one of the figures for each range of lengths."""
-    rows = [["", "parameters", "steps", "processor s", "exact match", "chrF", "BLEU", "beam BLEU"]]
+    """Each model's size and figures, greedy and of beam search, then one figure for each range of lengths."""
+    shown = (figure, f"beam_{figure}", "chrf")
+    rows = [["", "parameters", "steps", "processor s", TITLES[figure], f"beam {TITLES[figure]}", "chrF"]]
     for o in outcomes:
-        numbers = [f"{o.parameters:,}", f"{o.steps:,}", f"{o.processor_seconds:.0f}", f"{o.quality['exact_match']:.3f}"]
-        rows.append([o.name, *numbers, *(f"{o.quality[name]:.1f}" for name in ("chrf", "bleu", "beam_bleu"))])
+        sizes = [f"{o.parameters:,}", f"{o.steps:,}", f"{o.processor_seconds:.0f}"]
+        rows.append([o.name, *sizes, *(_number(o.quality[name], name) for name in shown)])
     ranges = [f"{b.shortest}–{b.longest}" for b in outcomes[0].by_length]
-    places = 3 if figure == "exact_match" else 1
     lines = [[f"{TITLES[figure]} at {unit}", *ranges]]
-    lines += [[o.name, *(f"{b.figures[figure]:.{places}f}" for b in o.by_length)] for o in outcomes]
+    lines += [[o.name, *(_number(b.figures[figure], figure) for b in o.by_length)] for o in outcomes]
     lines.append(["test pairs", *(str(b.pairs) for b in outcomes[0].by_length)])
     return f"{_aligned(rows)}\n\n{_aligned(lines)}"
+
+
+def _number(value: float, figure: str) -> str:
+    return f"{value:.3f}" if figure.endswith("exact_match") else f"{value:.1f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
