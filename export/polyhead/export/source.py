@@ -72,6 +72,8 @@ def own_source(
         held_out=held_out,
         source_tokenizer_json=source_tokenizer_json,
         start_token_id=entry.bos_token_id,
+        # A translation is wanted as it is likeliest; what a model begins to tell is not.
+        sampling=bundle_pb2.SamplingDefaults(temperature=0.0 if isinstance(exportable, ExportableSeq2Seq) else 1.0),
     )
 
 
