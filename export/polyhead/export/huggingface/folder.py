@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from polyhead.export.huggingface.architectures import SEQ2SEQ
 from polyhead.export.source import TOKENIZER_FILE, read_tokenizer
 from polyhead.models.checkpoint import CheckpointError
 from polyhead.v1 import bundle_pb2
@@ -169,10 +170,11 @@ class CheckpointFolder:
         )
 
     def sampling(self) -> bundle_pb2.SamplingDefaults:
-        """What generation_config.json says; `do_sample: false` is temperature 0, and where nothing is said it is 1."""
+        """What generation_config.json says; `do_sample: false` is temperature 0, and where nothing is said it is 1, for a model that
+        answers about a source 0."""
         given = {name: self.generation_config.get(name) for name in SAMPLING_FIELDS}
         values = {name: value for name, value in given.items() if value is not None}
-        greedy = self.generation_config.get("do_sample") is False
+        greedy = self.generation_config.get("do_sample", self.model_type not in SEQ2SEQ) is False
         return bundle_pb2.SamplingDefaults(**{"temperature": 1.0, **values, **({"temperature": 0.0} if greedy else {})})
 
     def labels(self) -> tuple[str, ...]:
