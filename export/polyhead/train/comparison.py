@@ -55,7 +55,8 @@ def run(args: Namespace) -> int:
         print(f"--- {contestant.name}: {contestant.parameters:,} parameters", flush=True)
         outcomes.append(_try(contestant, corpus, args, unit))
     figure = "bleu" if args.data else "exact_match"
-    write(args.out, corpus.name, outcomes, unit, figure)
+    title = " and ".join(Path(path).name for path in args.data or [corpus.name])
+    write(args.out, title, outcomes, unit, figure)
     print(table(outcomes, unit, figure))
     print(f"comparison: {args.out / 'comparison.png'}, {args.out / 'comparison.json'}")
     return 0
