@@ -217,7 +217,8 @@ class Stepper:
             self._observer.inter_token(now - sequence.last_token)
         else:
             sequence.first_token = now
-            self._observer.first_token(now - sequence.arrived)
+            if not sequence.sample_index:  # all samples of a request have theirs in the same step
+                self._observer.first_token(now - sequence.arrived)
         sequence.last_token = now
 
     def _ran(self, began: float, *, rows: int, tokens: int, padding: int) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from polyhead.server.constraints import Kind
 from polyhead.server.engine.generator import Generator
-from polyhead.server.engine.sequence import FinishReason, GenerationRequest, Sampling, Stopping
+from polyhead.server.engine.sequence import BeamOptions, FinishReason, GenerationRequest, Sampling, Stopping
 from polyhead.server.errors import InvalidInput, Overloaded, Unavailable
 from polyhead.server.runtime.decoder import Decoder, StepOutput
 from tests.decoders import (
@@ -313,6 +313,29 @@ async def test_samples_of_one_prompt_differ_and_each_is_what_it_is_among_any_num
     assert len({whole.token_ids for whole in three}) == 3
     four = await samples(engine, replace(request(sampling=free), samples=4))
     assert four[:3] == three
+
+
+class Counting(SilentObserver):
+    """Of tokens."""
+
+    def __init__(self) -> None:
+        self.first = self.following = 0
+
+    def first_token(self, seconds: float) -> None:
+        self.first += 1
+
+    def inter_token(self, seconds: float) -> None:
+        self.following += 1
+
+
+async def test_a_request_has_one_first_token_however_many_samples_it_has() -> None:
+    observer = Counting()
+    engine = Generator(tiny_decoder(4), byte_tokenizer(None), LIMITS, observer)
+    engine.start()
+    await samples(engine, replace(request(max_tokens=5), samples=3))
+    await samples(engine, replace(request(max_tokens=5), beam_search=BeamOptions(2)))
+    assert (observer.first, observer.following) == (2, 3 * 4)
+    engine.close()
 
 
 async def test_leaving_while_samples_wait_for_their_prompt_frees_every_slot() -> None:
