@@ -98,6 +98,24 @@ PROMPTS = st.builds(
     st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3 * CHUNK + 2),
 )
 
+STOPPINGS = st.builds(
+    lambda max_tokens, min_tokens, stop, ignore_eos: Stopping(
+        max_tokens, min(min_tokens, max_tokens), tuple(stop), ignore_eos
+    ),
+    max_tokens=st.integers(1, 24),
+    min_tokens=st.sampled_from([0, 0, 5, 24]),
+    stop=st.lists(st.text("abcdeé", min_size=1, max_size=2), max_size=2),
+    ignore_eos=st.sampled_from([False, False, True]),
+)
+
+
+def without_contradiction(request: GenerationRequest) -> GenerationRequest:
+    """A grammar says when to end, so that a server refuses what would have to end elsewhere."""
+    if request.grammar is None:
+        return request
+    return replace(request, stopping=replace(request.stopping, min_tokens=0, ignore_eos=False))
+
+
 PLAIN = st.builds(
     GenerationRequest,
     prompt=PROMPTS,
@@ -111,22 +129,18 @@ PLAIN = st.builds(
         typical_p=st.sampled_from([1.0, 0.9]),
         repetition_penalty=st.sampled_from([1.0, 1.2]),
         presence_penalty=st.sampled_from([0.0, 0.5]),
+        frequency_penalty=st.sampled_from([0.0, 0.7]),
         logit_bias=st.sampled_from([(), ((7, 3.0),)]),
         bad_words=st.sampled_from([(), ((5,), (6, 7))]),
     ),
-    stopping=st.builds(
-        Stopping,
-        max_tokens=st.integers(1, 24),
-        min_tokens=st.just(0),
-        stop=st.lists(st.text("abcdeé", min_size=1, max_size=2), max_size=2).map(tuple),
-    ),
+    stopping=STOPPINGS,
     logprobs=st.sampled_from([None, 0, 3]),
     prompt_logprobs=st.sampled_from([None, None, 2]),
     samples=st.sampled_from([1, 1, 1, 3]),
     grammar=st.sampled_from([None, None, "[a-z]{2,9}( [0-9]+)?"]).map(lambda r: r and grammar("regex", r)),
     priority=st.sampled_from([0, 0, 1]),
     adapter=st.sampled_from(["", "", "north", "south"]),
-)
+).map(without_contradiction)
 
 
 SEARCHES = st.builds(
@@ -205,7 +219,7 @@ def quantized_bundle(kind: str) -> Bundle:
     manifest.adapters.extend(write_adapters(path.parent, ADAPTERS))
     bundle = Bundle(path.parent, manifest)
     if slots == "int8":
-        to_int8_cache(bundle, calibration_samples(bundle, None))
+        to_int8_cache(bundle, calibration_samples(bundle))
     return bundle
 
 
