@@ -62,6 +62,7 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "LlamaConfig",
         {
             **GROUPED,
+            "num_hidden_layers": 3,  # from three on torch's exporter reads the number of rows off a slot
             "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0,
                                 "high_freq_factor": 4.0, "original_max_position_embeddings": 64},

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
+from shutil import copytree
 from tempfile import mkdtemp
 from typing import Any
 
@@ -12,10 +13,12 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from polyhead.export.errors import ExportError
 from polyhead.export.huggingface import architectures
 from polyhead.export.pipeline import ExportOptions, export_source, load_source
-from polyhead.export.verify import answer
+from polyhead.export.quantize import Quantization, QuantizationOptions
+from polyhead.export.quantize_cache import calibration_samples, to_int8_cache
+from polyhead.export.verify import Verification, answer
+from polyhead.export.verify_command import verify_bundle
 from polyhead.server.bundle import read_bundle
 from polyhead.server.runtime.decoder import Decoder
 from tests.parity.huggingface import DECODERS, POSITIONS, VOCABULARY, write_decoder
@@ -68,18 +71,32 @@ def generate(model: Any, prompt: list[int], count: int) -> list[int]:
     return tokens
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "llama" else pytest.mark.long) for name in DECODERS]
+)
+def test_each_decoder_can_have_an_int8_cache(name: str, tmp_path: Path) -> None:
+    verification = verified_with_int8_cache(exported(name)[1], tmp_path)
+    assert verification.traffic_independent
+    assert max(check.error for check in verification.parity) < 0.05
+
+
+def verified_with_int8_cache(exported: Path, folder: Path) -> Verification:
+    """A bundle that was exported with fp32 slots gets int8 ones, and is held against its checkpoint again."""
+    bundle = read_bundle(copytree(exported, folder / "int8"))
+    to_int8_cache(bundle, calibration_samples(bundle))
+    return verify_bundle(bundle, load_source(exported.parents[2] / "checkpoint").model)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", sorted(architectures.DECODERS))
-def test_an_int8_cache_is_had_or_refused_in_words(name: str, tmp_path: Path) -> None:
-    write_decoder(tmp_path / "checkpoint", name)
-    source, options = load_source(tmp_path / "checkpoint"), ExportOptions(cache="int8")
-    if name in ("gemma3_text", "smollm3"):
-        with pytest.raises(ExportError, match=f"{name} can't have an int8 cache; leave out --cache int8"):
-            export_source(source, tmp_path / "models" / "tiny", options)
-        return
-    manifest = read_bundle(export_source(source, tmp_path / "models" / "tiny", options)).manifest
-    assert manifest.traffic_independent
-    assert max(check.error for check in manifest.parity) < 0.05
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("layers", [4, 8])
+def test_decoders_of_more_layers_can_have_an_int8_cache(
+    quantization: Quantization, layers: int, tmp_path: Path
+) -> None:
+    write_decoder(tmp_path / "checkpoint", "llama", num_hidden_layers=layers)
+    options = ExportOptions(quantization=QuantizationOptions(quantization), cache="int8")
+    bundle = export_source(load_source(tmp_path / "checkpoint"), tmp_path / "models" / "tiny", options)
+    assert read_bundle(bundle).manifest.traffic_independent
 
 
 def test_every_supported_decoder_is_held() -> None:

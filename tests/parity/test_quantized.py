@@ -49,7 +49,7 @@ def decoder(quantization: Quantization, cache: CacheType = "float") -> Decoder:
         bundle = Bundle(
             Path(copytree(path.parent, mkdtemp(prefix="polyhead-test-"), dirs_exist_ok=True)), bundle.manifest
         )
-        to_int8_cache(bundle, calibration_samples(bundle, None))
+        to_int8_cache(bundle, calibration_samples(bundle))
         bundle.check_signature(*open_decoder(bundle).signature)
     return open_decoder(bundle)
 

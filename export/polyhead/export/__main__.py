@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache", choices=get_args(CacheType), default="float",
         help="what a decoder keeps of keys and values while it answers: float, the default, or int8, a quarter of the memory "
-        "and the faster the longer the context; scales are calibrated on random tokens and the text of --eval-data",
+        "and the faster the longer the context; scales are calibrated on random tokens and the beginning "
+        "of --eval-data, and only the rest of it is measured on",
     )  # fmt: skip
     parser.add_argument(
         "--max-loss", type=_share, metavar="X",

@@ -26,7 +26,7 @@ from polyhead.export.quality import (
     torch_perplexity,
 )
 from polyhead.export.quantize import CacheType, Quantization, QuantizationOptions, quantize_graph
-from polyhead.export.quantize_cache import calibration_samples, to_int8_cache
+from polyhead.export.quantize_cache import calibration_samples, split_text, to_int8_cache
 from polyhead.export.seq2seq.exportable import ExportableSeq2Seq
 from polyhead.export.seq2seq.graphs import export_seq2seq
 from polyhead.export.seq2seq.quality import seq2seq_quality
@@ -66,7 +66,8 @@ class ExportOptions:
     """At least 1; by default one more than the newest there."""
     quantization: QuantizationOptions = NOT_QUANTIZED
     evaluation_text: str | None = None
-    """What the graph and torch are both measured on; for classifiers and embedders an input a line."""
+    """What the graph and torch are both measured on; for classifiers and embedders an input a line. An int8 cache is
+    calibrated on its beginning, and measured on the rest."""
     cache: CacheType = "float"
     """What a decoder's slots hold."""
     max_loss: float | None = None
@@ -149,8 +150,8 @@ def export_source(source: Source, out: Path, options: ExportOptions | None = Non
         manifest.adapters.extend(write_adapters(folder, adapters))
         bundle = Bundle(folder, manifest)
         if options.cache == "int8":
-            to_int8_cache(bundle, calibration_samples(bundle, options.evaluation_text))
-        measured = measure_as_asked(source, bundle, options, adapters)
+            options = calibrate_cache(bundle, options)
+        measured = measure(source, bundle, options, adapters)
         manifest.parity.extend(measured.verification.parity)
         manifest.traffic_independent = measured.verification.traffic_independent
         manifest.quality.update(measured.quality)
@@ -215,19 +216,14 @@ def write_graph(name: str, graph: ir.Model, folder: Path, quantization: Quantiza
     return entry
 
 
-def measure_as_asked(
-    source: Source, bundle: Bundle, options: ExportOptions, adapters: Sequence[Adapter]
-) -> Measurement:
-    """As `measure`; a graph that onnxruntime can't run with an int8 cache is refused with what would do."""
-    try:
-        return measure(source, bundle, options, adapters)
-    except RuntimeError as error:  # onnxruntime's
-        if options.cache != "int8":
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise ExportError(
-            f"{source.architecture} can't have an int8 cache; leave out --cache int8 ({reason})"
-        ) from error
+def calibrate_cache(bundle: Bundle, options: ExportOptions) -> ExportOptions:
+    """Give a decoder an int8 cache; returns options whose text for evaluation is what the cache was not calibrated on."""
+    if options.evaluation_text is None:
+        to_int8_cache(bundle, calibration_samples(bundle))
+        return options
+    beginning, rest = split_text(bundle, options.evaluation_text)
+    to_int8_cache(bundle, calibration_samples(bundle, beginning))
+    return replace(options, evaluation_text=rest)
 
 
 def measure(source: Source, bundle: Bundle, options: ExportOptions, adapters: Sequence[Adapter]) -> Measurement:

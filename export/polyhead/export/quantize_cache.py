@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import tokenizers
 
+from polyhead.export.errors import ExportError
 from polyhead.export.manifest import graph_entry
 from polyhead.export.rewrite import Editor
 from polyhead.server.bundle import Bundle
@@ -22,6 +23,8 @@ from polyhead.server.runtime.decoder import Decoder
 
 CALIBRATED_TOKENS = 256
 """Of a text, and as many random ones."""
+CALIBRATED_CHARACTERS = 20 * CALIBRATED_TOKENS
+"""More than so many tokens have."""
 KEY_SCALE, VALUE_SCALE = 12, 13
 """Places among GroupQueryAttention's inputs, from 0."""
 PAST_KEY, PAST_VALUE = 3, 4
@@ -35,16 +38,27 @@ class CacheScales:
     value: list[float]
 
 
-def calibration_samples(bundle: Bundle, text: str | None) -> list[list[int]]:
-    """Token ids: random ones, as prompts need not look like the text, and the beginning of the text."""
+def calibration_samples(bundle: Bundle, text: list[int] | None = None) -> list[list[int]]:
+    """Token ids: random ones, as prompts need not look like the text, and those of a text, if there are any."""
     limits = bundle.manifest.limits
-    length = min(CALIBRATED_TOKENS, limits.max_tokens)
-    samples = [np.random.default_rng(0).integers(0, limits.vocabulary_size, length).tolist()]
-    if text:
-        tokenizer = tokenizers.Tokenizer.from_file(str(bundle.tokenizer))
-        tokenizer.no_padding()
-        samples.append(tokenizer.encode(text[: 20 * length]).ids[:length])  # with the begin token, which may stand out
-    return [sample for sample in samples if sample]
+    length = _calibrated_tokens(bundle)
+    random = np.random.default_rng(0).integers(0, limits.vocabulary_size, length).tolist()
+    return [random, text] if text else [random]
+
+
+def split_text(bundle: Bundle, text: str) -> tuple[list[int], str]:
+    """Token ids of its beginning, to calibrate on, and the rest of it, which is at least half, to measure on."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(bundle.tokenizer))
+    tokenizer.no_padding()
+    length = _calibrated_tokens(bundle)
+    # With the begin token, which may stand out.
+    encoded = tokenizer.encode(text[: min(len(text) // 2, CALIBRATED_CHARACTERS)])
+    end = max((end for _, end in encoded.offsets[:length]), default=0)
+    return encoded.ids[:length], text[end:]
+
+
+def _calibrated_tokens(bundle: Bundle) -> int:
+    return min(CALIBRATED_TOKENS, bundle.manifest.limits.max_tokens)
 
 
 def to_int8_cache(bundle: Bundle, samples: list[list[int]]) -> None:
@@ -73,8 +87,10 @@ def calibrate(decoder: Decoder, samples: Iterable[list[int]], adapters: Iterable
 
 
 def quantize_cache(path: Path, scales: CacheScales) -> ir.Model:
-    """Rewrite a saved graph in place; its weights beside it stay as they are. Returns what was saved."""
+    """Rewrite a saved graph in place; its weights beside it stay as they are. Returns what was saved. Raises ExportError for one
+    that computes with a slot's capacity."""
     model = ir.load(path)
+    count_rows_by_tokens(model.graph)
     editor = Editor(model.graph)
     prefill = ir.Value(name="prefill", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([1]))
     model.graph.inputs.append(prefill)
@@ -87,6 +103,22 @@ def quantize_cache(path: Path, scales: CacheScales) -> ir.Model:
         choose_memory(model.graph, node, prefill, pair)
     ir.save(model, path)
     return model
+
+
+def count_rows_by_tokens(graph: ir.Graph) -> None:
+    """Have the number of rows read off `input_ids`. torch's exporter reads it off any input that has as many, slots among them; of
+    two memories the one that a call doesn't work on has another number. Raises ExportError where a slot's other sizes are read."""
+    tokens, *others = graph.inputs
+    for slot in [value for value in others if str(value.name).startswith("past.")]:
+        for node, place in tuple(slot.uses()):
+            if node.op_type == "GroupQueryAttention":
+                continue
+            attributes = node.attributes
+            if (node.op_type, attributes.get_int("start", 0), attributes.get_int("end", None)) != ("Shape", 0, 1):
+                raise ExportError(
+                    f"an int8 cache is not for this model: {node.op_type} {node.name} reads {slot.name}, and not only its rows"
+                )
+            node.replace_input_with(place, tokens)
 
 
 def choose_memory(graph: ir.Graph, node: ir.Node, prefill: ir.Value, scales: tuple[ir.Value, ir.Value]) -> None:
