@@ -11,8 +11,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from polyhead.models.seq2seq.rnn_config import AttentionScore
 from polyhead.train.comparison_report import Outcome, Unit, draw, figures_by_length, read_outcome, table
 from polyhead.train.contestants import Contestant, contestants
 from polyhead.train.errors import UsageError
@@ -37,7 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--restart", action="store_true", help="replace the trainings in --out")
     group.add_argument("--width", type=int, help="of the recurrent model with attention, after which the others go")
     group.add_argument("--deep-layers", type=int, default=3, metavar="N", help="of the deep one (3)")
-    group.add_argument("--score", help="of attention: dot, scaled-dot, general, additive")
+    group.add_argument("--score", choices=get_args(AttentionScore)[1:], help="of attention")
     group.add_argument("--vocabulary", type=int, metavar="SIZE", help="of BPE tokens (0: characters)")
     group.add_argument("--batch-size", type=int)
     group.add_argument("--seed", type=int)

@@ -36,6 +36,7 @@ from polyhead.train.seq2seq_settings import (
     Seq2SeqSettings,
     add_model_arguments,
     add_training_arguments,
+    check_model_arguments,
     preset,
 )
 from polyhead.train.translate import answer_greedily, answer_with_beams
@@ -61,6 +62,7 @@ def run(args: Namespace) -> int:
     """Train as told; prints what came of it on the test part, with greedy choice and with beams."""
     base = preset(args.preset or ("sentences" if args.data else "dates"), args.arch)
     settings = override(replace(base, loop=loop_settings(args, base.loop)), args)
+    check_model_arguments(args, settings)
     recipe = make_recipe(settings, read_corpus(args))
     print(recipe.summary(), flush=True)
     result = train(recipe, settings.loop, args.out, resume_mode(args))

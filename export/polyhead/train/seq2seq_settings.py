@@ -1,17 +1,21 @@
 """Settings of the recipe `seq2seq`: architectures, sizes, presets, and the options that change them."""
 
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from polyhead.models.seq2seq import RNNSeq2Seq, RNNSeq2SeqConfig, TransformerSeq2Seq, TransformerSeq2SeqConfig
 from polyhead.models.seq2seq.rnn_config import AttentionScore, Cell
 from polyhead.models.seq2seq.transformer_config import Norm, Positions
+from polyhead.train.errors import UsageError
 from polyhead.train.settings import LoopSettings
 
 Architecture = Literal["rnn", "rnn-attention", "transformer"]
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 Model = RNNSeq2Seq | TransformerSeq2Seq
+
+RECURRENT_OPTIONS = ("cell", "score", "embedding_size", "bidirectional", "input_feeding", "residual")
+TRANSFORMER_OPTIONS = ("heads", "hidden", "norm", "positions")
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,21 @@ _SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 PRESETS = tuple(_COMMON)
+
+
+def check_model_arguments(args: Namespace, settings: Seq2SeqSettings) -> None:
+    """Raises UsageError for a given option that would change nothing in a model of these settings."""
+    transformer = settings.arch == "transformer"
+    names = RECURRENT_OPTIONS if transformer else TRANSFORMER_OPTIONS
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]:
+        kind = "recurrent models" if transformer else "Transformers"
+        raise UsageError(f"only for {kind}: {', '.join(given)}; --arch is {settings.arch}")
+    if settings.arch == "rnn" and args.score is not None:
+        raise UsageError(f"--score {args.score} is of attention, and arch rnn has none")
+    if args.residual and settings.layers == 1:
+        raise UsageError("--residual is for models with several --layers, not 1")
+    if args.lowercase and settings.shared_vocabulary:
+        raise UsageError("--lowercase is for sources with their own vocabulary; add --no-shared-vocabulary")
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:

@@ -160,6 +160,16 @@ def test_presets_build_models(name: str, arch: str) -> None:
     ("arguments", "message"),
     [
         (["--arch=rnn", "--input-feeding"], "input_feeding feeds what attention found, and arch rnn has none"),
+        (
+            ["--arch=transformer", "--score=dot", "--input-feeding", "--cell=lstm"],
+            "only for recurrent models: --cell, --score, --input-feeding; --arch is transformer",
+        ),
+        (["--arch=transformer", "--no-bidirectional"], "only for recurrent models: --bidirectional; --arch is"),
+        (["--heads=2", "--norm=pre"], "only for Transformers: --heads, --norm; --arch is rnn-attention"),
+        (["--arch=rnn", "--positions=learned"], "only for Transformers: --positions; --arch is rnn"),
+        (["--arch=rnn", "--score=dot"], "--score dot is of attention, and arch rnn has none"),
+        (["--residual"], "--residual is for models with several --layers, not 1"),
+        (["--lowercase", "--shared-vocabulary"], "--lowercase is for sources with their own vocabulary"),
         (["--width=33"], "width must be a multiple of 8, not 33"),
         (["--own-share=2"], "own_share must be from 0 to 1, not 2.0"),
         (["--label-smoothing=1"], "label_smoothing must be at least 0 and below 1, not 1.0"),

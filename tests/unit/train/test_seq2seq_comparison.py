@@ -69,3 +69,8 @@ def test_a_comparison_leaves_four_checkpoints_a_table_and_a_picture(
 def test_no_time_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--minutes=0"]) == 2
     assert "--minutes must be above 0, not 0.0" in capsys.readouterr().err
+
+
+def test_a_score_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--score=cosine"]) == 2
+    assert "invalid choice: 'cosine'" in capsys.readouterr().err
