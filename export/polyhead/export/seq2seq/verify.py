@@ -65,20 +65,22 @@ def run_seq2seq(decoder: Seq2SeqDecoder, source_vocabulary_size: int) -> Seq2Seq
 def answers(decoder: Seq2SeqDecoder, sources: Sequence[list[int]], steps: int) -> list[Seq2SeqAnswer]:
     """Read sources, as many together as there are lanes, then decode all of them together."""
     top_k = min(TOP_K, decoder.vocabulary_size)
-    first = []
-    for slot, source in enumerate(sources):
-        lane = slot % decoder.lanes
-        first.append(decoder.prefill(lane, [np.array(source)], [0], top_k).rows([0]))
-        decoder.memory.commit(lane, slot, len(source))
     longest = decoder.longest_prompt
-    outputs = [[np.concatenate(arrays) for arrays in zip(*(_arrays(one, longest) for one in first), strict=True)]]
+    first = []
+    for start in range(0, len(sources), decoder.lanes):
+        together = sources[start : start + decoder.lanes]
+        output = decoder.prefill(0, [np.array(source) for source in together], [0] * len(together), top_k)
+        first.append(_arrays(output.rows(list(range(len(together)))), longest))
+        for lane, source in enumerate(together):
+            decoder.memory.commit(lane, start + lane, len(source))
+    outputs = [[np.concatenate(arrays) for arrays in zip(*first, strict=True)]]
     held = np.array([len(source) for source in sources])
     for step in range(steps - 1):
         output = decoder.decode(outputs[-1][1][:, 0], held + step, top_k).rows(list(range(len(sources))))
         outputs.append(_arrays(output, longest))
     stacked = [np.stack(arrays, axis=1) for arrays in zip(*outputs, strict=True)]  # (rows, N, …)
-    start = decoder.start_token_id
-    return [_answer(source, start, [array[row] for array in stacked]) for row, source in enumerate(sources)]
+    begin = decoder.start_token_id
+    return [_answer(source, begin, [array[row] for array in stacked]) for row, source in enumerate(sources)]
 
 
 def _answer(source: list[int], start: int, arrays: list[NDArray[Any]]) -> Seq2SeqAnswer:
