@@ -11,6 +11,7 @@ from polyhead.v1.bundle_pb2 import TASK_CLASSIFY, TASK_EMBED, TASK_GENERATE, Qua
 
 MANIFEST_FILE = "bundle.json"
 SCHEMA_VERSION = 1
+MAX_END_TOKENS = 64
 GRAPH_OF_TASK = {TASK_GENERATE: "decoder", TASK_CLASSIFY: "encoder", TASK_EMBED: "encoder"}
 
 TensorType = tuple[str, tuple[str, ...]]
@@ -69,6 +70,8 @@ def check_limits(manifest: bundle_pb2.Bundle) -> None:
 
 def check_tokenizer(manifest: bundle_pb2.Bundle) -> None:
     tokenizer, size = manifest.tokenizer, manifest.limits.vocabulary_size
+    if len(tokenizer.eos_token_ids) > MAX_END_TOKENS:
+        refuse("tokenizer.eos_token_ids", f"must be at most {MAX_END_TOKENS}, got {len(tokenizer.eos_token_ids)}")
     special = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     special |= {f"eos_token_ids[{index}]": token for index, token in enumerate(tokenizer.eos_token_ids)}
     for field, token in special.items():

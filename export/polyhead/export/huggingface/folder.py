@@ -16,7 +16,20 @@ CONFIG_FILE = "config.json"
 MODULES_FILE = "modules.json"
 """Of sentence-transformers."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+GENERATION_FILE = "generation_config.json"
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+IGNORED_FIELDS = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "encoder_no_repeat_ngram_size",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "suppress_tokens",
+)
+"""Of generation_config.json: they change answers, and a bundle has no defaults for them."""
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -74,7 +87,7 @@ class CheckpointFolder:
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
-        return self._optional("generation_config.json")
+        return self._optional(GENERATION_FILE)
 
     @property
     def model_type(self) -> str:
@@ -131,6 +144,11 @@ class CheckpointFolder:
     def check_tokenizer(self) -> None:
         """tokenizer.json is there. Raises CheckpointError."""
         path = self.path / TOKENIZER_FILE
+        if not path.is_file() and self.model_type == "marian":
+            raise CheckpointError(
+                f"{path}: no such file, and transformers has no tokenizer for Marian that can write it; it has to be made by "
+                "hand, with the tokenizers library, of source.spm, target.spm and vocab.json"
+            )
         if not path.is_file():
             raise CheckpointError(
                 f'{path}: no such file; make it: python -c "from transformers import AutoTokenizer as T; '
@@ -177,6 +195,12 @@ class CheckpointFolder:
         greedy = self.generation_config.get("do_sample", self.model_type not in SEQ2SEQ) is False
         return bundle_pb2.SamplingDefaults(**{"temperature": 1.0, **values, **({"temperature": 0.0} if greedy else {})})
 
+    def ignored(self) -> tuple[str, ...]:
+        """Names of what generation_config.json wants and a bundle doesn't keep; where there is no such file config.json says it, as
+        to transformers."""
+        said = self.generation_config or self.config
+        return tuple(name for name in IGNORED_FIELDS if _is_set(name, said.get(name)))
+
     def labels(self) -> tuple[str, ...]:
         """By index; `LABEL_0` and so on where config.json names none."""
         named = {int(index): str(label) for index, label in (self.config.get("id2label") or {}).items()}
@@ -193,6 +217,11 @@ def _read_text(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _is_set(name: str, value: Any) -> bool:
+    """0 is a token's id, and as a size or length it says nothing."""
+    return value not in (None, []) and (value != 0 or name.endswith("_token_id"))
 
 
 def _first(ids: Sequence[int]) -> int | None:

@@ -130,21 +130,27 @@ class BeamSearch:
         tokens = (*beam.progress.sequence.tokens, candidate.token)
         entries, alignment = self._extended(candidate, out)
         score = candidate.logprob / len(tokens) ** self._options.length_penalty
+        said = tokens[:-1]
+        if reason is FinishReason.EOS:  # of several end tokens after the same answer the likeliest counts
+            twins = [h for h in self._complete if h.reason is reason and h.tokens[:-1] == said]
+            if any(twin.score >= score for twin in twins):
+                return
+            self._complete = [h for h in self._complete if h not in twins]
         self._complete.append(Hypothesis(tokens, score, reason, tuple(entries), tuple(alignment)))
         self._complete.sort(key=lambda h: -h.score)
         del self._complete[self._options.width :]
 
     def _is_over(self, survivors: list[Candidate], length: int) -> bool:
-        """Whether enough answers are complete and none of the beginnings, `length` tokens long, can still come before them."""
-        options = self._options
-        if len(self._complete) < options.width:
-            return False
+        """Whether none of the beginnings, `length` tokens long, can still come before the answers that will be told."""
+        options, told = self._options, self._request.samples
         if options.early_stopping or options.width == 1:
-            return True
+            return len(self._complete) >= options.width
+        if len(self._complete) < told:
+            return False
         # A sum of log-probabilities only falls; it is divided by a power of a length between the next and the longest.
         at = self._request.stopping.max_tokens if options.length_penalty > 0 else length + 1
         attainable = max(c.logprob for c in survivors) / float(at) ** options.length_penalty
-        return bool(attainable <= self._complete[-1].score)
+        return bool(attainable <= self._complete[told - 1].score)
 
     def _place(self, survivors: list[Candidate], out: StepOutput) -> list[Beam]:
         """Give each survivor a row: its beginning's own to the first of each, to others one whose beginning died, with a copy of

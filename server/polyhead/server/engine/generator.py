@@ -50,8 +50,11 @@ class Generator:
         self._clock = clock
         self._slots = Slots(decoder.slots, decoder.lanes, decoder.memory)
         chunk_tokens = decoder.prefill_chunk
+        lanes_hold = decoder.capacity if decoder.continues_prompt else decoder.longest_prompt
         prefixes = PrefixCache(decoder.lanes, decoder.prefix_slots, decoder.memory, chunk_tokens)
-        self._scheduler = Scheduler(self._slots, prefixes, limits, chunk_tokens=chunk_tokens, capacity=decoder.capacity)
+        self._scheduler = Scheduler(
+            self._slots, prefixes, limits, chunk_tokens=chunk_tokens, capacity=lanes_hold, pads=decoder.continues_prompt
+        )
         self._stepper = Stepper(decoder, tokenizer, observer, clock)
         self._answers: dict[Sequence, Answer] = {}
         self._deliveries: list[Delivery] = []
@@ -186,17 +189,13 @@ class Generator:
                 self._prefill(chunks)
                 self._publish()
         if rows := list(self._slots.decoding):
-            try:
-                self._hand_out(self._stepper.decode(rows))
-            except Exception as error:  # the rows share the call, so they share its failure; who waits does not
-                log.exception("a step of generation failed", rows=len(rows))
-                for sequence in reversed(rows):
-                    self._fail(sequence, error)
+            self._hand_out(self._stepper.decode(rows))
 
     def _next_calls(self) -> list[list[Chunk]]:
-        for sequence in reversed(self._scheduler.admitted):
-            if sequence.ended:
-                self._release(sequence)
+        with self._wake:  # a caller's rows are ended together
+            ended = [sequence for sequence in reversed(self._scheduler.admitted) if sequence.ended]
+        for sequence in ended:
+            self._release(sequence)
         while self._admit():
             pass
         return self._scheduler.next_calls()

@@ -79,14 +79,22 @@ class Scheduler:
     """
 
     def __init__(
-        self, slots: Slots, prefixes: PrefixCache, limits: GeneratorLimits, *, chunk_tokens: int, capacity: int
+        self,
+        slots: Slots,
+        prefixes: PrefixCache,
+        limits: GeneratorLimits,
+        *,
+        chunk_tokens: int,
+        capacity: int,
+        pads: bool = True,
     ) -> None:
-        """`capacity`: tokens that a lane holds."""
+        """`capacity`: tokens that a lane holds; `pads`: chunks that share a call are padded to the longest."""
         self._slots = slots
         self._prefixes = prefixes
         self._limits = limits
         self._chunk_tokens = chunk_tokens
         self._capacity = capacity
+        self._pads = pads
         self._waiting: list[Sequence] = []
         self._waiting_tokens = 0
         self._prefilling: list[Sequence] = []  # in the order they came
@@ -167,7 +175,7 @@ class Scheduler:
             chunks.append(chunk)
             if sum(c.tokens for c in chunks) >= CHUNKS_TOGETHER * self._chunk_tokens:
                 break
-        return shared_calls(chunks, self._capacity)
+        return shared_calls(chunks, self._capacity, MOST_PADDING if self._pads else None)
 
     def _by_turn(self) -> list[Sequence]:
         """Prompts in lanes: the oldest until it has got on in this iteration, then by what is left of them to read."""
@@ -220,25 +228,25 @@ class Scheduler:
             assert self._slots.used == 0, f"{self._slots.used} slots are in use by nobody"
 
 
-def shared_calls(chunks: Iterable[Chunk], capacity: int) -> list[list[Chunk]]:
+def shared_calls(chunks: Iterable[Chunk], capacity: int, most_padding: int | None) -> list[list[Chunk]]:
     """Chunks of neighbouring lanes with the same adapter in one call, unless that costs too much padding, or passes the lanes'
     capacity."""
     calls: list[list[Chunk]] = []
     for chunk in sorted(chunks, key=lambda chunk: chunk.sequence.lane):
-        if calls and _may_join(calls[-1], chunk, capacity):
+        if calls and _may_join(calls[-1], chunk, capacity, most_padding):
             calls[-1].append(chunk)
         else:
             calls.append([chunk])
     return calls
 
 
-def _may_join(call: list[Chunk], chunk: Chunk, capacity: int) -> bool:
+def _may_join(call: list[Chunk], chunk: Chunk, capacity: int, most_padding: int | None) -> bool:
     together = [*call, chunk]
     longest = max(c.tokens for c in together)
     return (
         chunk.sequence.lane == call[-1].sequence.lane + 1
         and chunk.sequence.request.adapter == call[-1].sequence.request.adapter
         and not any(c.wants_every_position for c in together)
-        and sum(longest - c.tokens for c in together) <= MOST_PADDING
+        and (most_padding is None or sum(longest - c.tokens for c in together) <= most_padding)
         and all(c.start + longest <= capacity for c in together)
     )

@@ -8,6 +8,7 @@ from itertools import groupby
 from math import isfinite
 
 import numpy as np
+import structlog
 
 from polyhead.server.engine.beams import BeamSearch, piece_of
 from polyhead.server.engine.observer import EngineObserver
@@ -18,6 +19,8 @@ from polyhead.server.runtime.decoder import Decoder, StepOutput
 from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.server.sampling import Row, choose, graph_top_k
 from polyhead.server.tokenizer import Tokenizer
+
+log = structlog.get_logger(__name__)
 
 Pieces = list[tuple[Sequence, Piece | Exception | None]]
 """What a step gave each sequence; an exception if its own choice could not be made, None if it is over without an answer: a beam
@@ -84,7 +87,8 @@ class Stepper:
             adapter=first.sequence.request.adapter,
         )
         tokens = sum(c.tokens for c in chunks)
-        computed = max(2, *(c.tokens for c in chunks)) * len(chunks)
+        padded = max(2, *(c.tokens for c in chunks)) * len(chunks)
+        computed = padded if self._decoder.continues_prompt else tokens  # sources are read one by one, unpadded
         self._ran(began, rows=len(chunks), tokens=tokens, padding=computed - tokens)
         if every:
             following = first.sequence.request.prompt[first.start + 1 : first.end + 1]
@@ -104,7 +108,16 @@ class Stepper:
             return [piece for sequence in rows for piece in self._guess(sequence)]
         self._prepare(rows)
         runs = [list(run) for _, run in groupby(rows, key=lambda sequence: sequence.request.adapter)]
-        return [piece for run in runs for piece in self._choose(run, self._run(run), range(len(run)))]
+        pieces: Pieces = []
+        for run in runs:
+            try:
+                pieces += self._choose(run, self._run(run), range(len(run)))
+            except (
+                Exception
+            ) as error:  # the rows of a call share its failure; who waits does not, nor do other calls' rows
+                log.exception("a step of generation failed", rows=len(run))
+                pieces += [(sequence, error) for sequence in run]
+        return pieces
 
     def _guess(self, sequence: Sequence) -> Pieces:
         """Each row has calls of its own, so that a failure is its own."""
@@ -163,7 +176,7 @@ class Stepper:
         places = dict(zip(rows, at, strict=True))
         searching = [sequence for sequence in rows if sequence in self._searches]
         pieces = [piece for first in searching for piece in self._search(first, out, places)]
-        plain = {s: place for s, place in places.items() if s.request.beam_search is None} if searching else places
+        plain = {s: place for s, place in places.items() if s.request.beam_search is None}
         return pieces + self._sample(plain, out)
 
     def _search(self, first: Sequence, out: StepOutput, places: dict[Sequence, int]) -> Pieces:
@@ -173,6 +186,8 @@ class Stepper:
             answers = self._searches[first].advance(out, {self._progress[row]: places[row] for row in rows})
             if answers is None:
                 return []
+            if not answers:
+                raise ArithmeticError("no token may come next, and no answer is complete")
             now = self._clock()
             for row in rows:  # nothing was told before
                 row.first_token = row.last_token = now

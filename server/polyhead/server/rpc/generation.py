@@ -61,6 +61,7 @@ async def generate(
     header: inference_pb2.ResponseHeader,
     request: GenerationRequest,
     tokenize_seconds: float,
+    workers: Workers,
 ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
     """Submit, and give a message for each piece; the answer ends with this iterator, whoever ends it."""
     submitted = call.timer.seconds()
@@ -82,7 +83,9 @@ async def generate(
                     call.worked(model.name, model.version, piece.times.queue, piece.times.inference)
                 response.usage.CopyFrom(usage(len(request.prompt), piece.counts))
                 if piece.alignment:
-                    response.alignment.CopyFrom(alignment(piece, answers[piece.sample_index], request.prompt, model))
+                    numbers, said = len(piece.alignment) * len(request.prompt), answers[piece.sample_index]
+                    seen = await workers.write(numbers, alignment, piece, said, request.prompt, model)
+                    response.alignment.CopyFrom(seen)
                 response.timing.CopyFrom(timing(piece.times, submitted, tokenize_seconds, call.timer.seconds()))
             yield response
     finally:

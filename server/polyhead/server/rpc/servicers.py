@@ -43,7 +43,8 @@ class InferenceServicer(InferenceServiceServicer):
             prompt = await prompt_tokens(request, model, self._workers)
             tokenize_seconds = timer.seconds()
             work = await generation_request(request, prompt, model, self._settings.default_max_tokens, self._workers)
-            async with aclosing(generate(current.get(), model, header, work, tokenize_seconds)) as responses:
+            messages = generate(current.get(), model, header, work, tokenize_seconds, self._workers)
+            async with aclosing(messages) as responses:
                 async for response in responses:
                     yield response
 

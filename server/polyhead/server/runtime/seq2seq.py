@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from polyhead.server.runtime.cache import untouched_zeros
 from polyhead.server.runtime.decoder import LANES, StepOutput
 from polyhead.server.runtime.seq2seq_memory import Pool, Seq2SeqMemory, parts
 from polyhead.server.runtime.session import TensorInfo, open_session, signature
@@ -114,6 +115,8 @@ class Seq2SeqDecoder:
             [part.name for part in self._encoded],
             {"input_ids": source[None].astype(np.int64), "lengths": np.array([len(source)], np.int32)},
         )
+        if not all(np.isfinite(array).all() for array in encoded):  # they would stay where shorter sources come next
+            raise ArithmeticError("the encoder gave numbers that are none")
         pool, row = self.memory.enter(lane, len(source))
         for part, array in zip(self._encoded, encoded, strict=True):
             pool.arrays[part.name][part.where(row, len(source), 0)] = array[0]
@@ -129,6 +132,7 @@ class Seq2SeqDecoder:
                 sources = pool.source_lengths[: len(at)]
                 positions = np.maximum(held[at] - sources, 0)
                 outputs.append((at, self._run(pool, tokens[at], positions, sources, top_k)))
+                pool.answer_lengths[: len(at)] = positions + 1
         if len(outputs) == 1 and np.array_equal(outputs[0][0], np.arange(rows)):
             return outputs[0][1]
         return self._joined(outputs, rows, top_k)
@@ -194,7 +198,7 @@ class Seq2SeqDecoder:
 
     def _output(self, owner: int, rows: int, top_k: int, source_capacity: int) -> StepOutput:
         if owner not in self._logits:
-            self._logits[owner] = np.empty((self.slots, self.vocabulary_size), np.float32)
+            self._logits[owner] = untouched_zeros((self.slots, self.vocabulary_size), np.float32)
         return StepOutput(
             np.empty((rows, top_k), np.float32),
             np.empty((rows, top_k), np.int64),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from polyhead.server.runtime.cache import untouched_zeros
 from polyhead.v1 import bundle_pb2
 
 Array = NDArray[Any]
@@ -65,29 +66,32 @@ def pool_lengths(source_capacity: int) -> list[int]:
 
 
 def bytes_needed(manifest: bundle_pb2.Bundle, *, rows: int, capacity: int, source_capacity: int) -> int:
-    """Of pools with so many rows each, when all are full."""
-    layouts = (parts(manifest, length, capacity) for length in pool_lengths(source_capacity))
-    return rows * sum(4 * prod(part.shape) for layout in layouts for part in layout)
+    """Of pools with so many rows each, when all are full, and the logits of their steps."""
+    layouts = [parts(manifest, length, capacity) for length in pool_lengths(source_capacity)]
+    logits = (len(layouts) + 1) * manifest.limits.vocabulary_size
+    return rows * 4 * (logits + sum(prod(part.shape) for layout in layouts for part in layout))
 
 
 class Pool:
-    """Rows without gaps. Zeros come from the system untouched: memory is taken up as rows fill."""
+    """Rows without gaps. Memory is taken up as rows fill."""
 
     def __init__(self, layout: Sequence[Part], source_capacity: int, rows: int) -> None:
         self.layout = layout
         self.source_capacity = source_capacity
-        self.arrays = {part.name: np.zeros((rows, *part.shape), np.float32) for part in layout}
+        self.arrays = {part.name: untouched_zeros((rows, *part.shape), np.float32) for part in layout}
         self.source_lengths = np.ones(rows, np.int32)
+        self.answer_lengths = np.zeros(rows, np.int32)
+        """Tokens in each row's caches."""
         self.slots: list[int] = []
         """Which slot each row belongs to."""
 
-    def copy(self, origin: "Pool", source: int, target: int, answer_tokens: int) -> None:
-        """A row of another pool of the same layout, or of this one; of caches the first `answer_tokens`."""
-        length = int(origin.source_lengths[source])
+    def copy(self, origin: "Pool", source: int, target: int) -> None:
+        """A row of another pool of the same layout, or of this one."""
+        read, written = int(origin.source_lengths[source]), int(origin.answer_lengths[source])
         for part in self.layout:
-            array, taken = origin.arrays[part.name], part.where(source, length, answer_tokens)
+            array, taken = origin.arrays[part.name], part.where(source, read, written)
             self.arrays[part.name][(target, *taken[1:])] = array[taken]
-        self.source_lengths[target] = length
+        self.source_lengths[target], self.answer_lengths[target] = read, written
 
 
 class Seq2SeqMemory:
@@ -102,7 +106,6 @@ class Seq2SeqMemory:
         layouts = [(parts(manifest, length, capacity), length) for length in lengths]
         self.lanes = [Pool(layout, length, lanes) for layout, length in layouts]
         self.pools = [Pool(layout, length, slots) for layout, length in layouts]
-        self._capacity = capacity
         self._lane: dict[int, tuple[int, int]] = {}  # pool and row of each lane
         self._slot: dict[int, tuple[int, int]] = {}
 
@@ -122,21 +125,21 @@ class Seq2SeqMemory:
         pool = self.lanes[number]
         self._lane[lane] = number, len(pool.slots)
         pool.slots.append(lane)
-        pool.source_lengths[len(pool.slots) - 1] = source_tokens
+        pool.source_lengths[len(pool.slots) - 1], pool.answer_lengths[len(pool.slots) - 1] = source_tokens, 0
         return pool, len(pool.slots) - 1
 
     def commit(self, lane: int, slot: int, length: int) -> None:
-        """Copy what a lane holds, a source of so many tokens and the decoder's first position, to a slot."""
+        """Copy what a lane holds to a slot."""
         number, row = self._lane[lane]
-        self.pools[number].copy(self.lanes[number], row, self._place(slot, number), 1)
+        self.pools[number].copy(self.lanes[number], row, self._place(slot, number))
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy one slot to another; `length` counts the source's tokens and the answer's."""
+        """Copy one slot to another."""
         number, row = self._slot[source]
         pool = self.pools[number]
         place = self._place(target, number)
         number, row = self._slot[source]  # which may have moved
-        pool.copy(pool, row, place, min(self._capacity, length - int(pool.source_lengths[row]) + 1))
+        pool.copy(pool, row, place)
 
     def copy_lane(self, source: int, target: int, length: int) -> None:
         """Lanes are not kept beyond the beginning of an answer, so there is no prefix to copy."""
@@ -167,6 +170,6 @@ class Seq2SeqMemory:
         pool = self.pools[number]
         last = pool.slots.pop()
         if last != slot:
-            pool.copy(pool, len(pool.slots), row, self._capacity)
+            pool.copy(pool, len(pool.slots), row)
             pool.slots[row] = last
             self._slot[last] = number, row

@@ -110,6 +110,35 @@ def test_a_missing_tokenizer_is_refused_with_the_command_that_makes_it(folder: P
         CheckpointFolder(folder).check_tokenizer()
 
 
+def test_a_missing_tokenizer_of_marian_is_refused_without_a_command_that_could_not_make_it(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    edit_json(folder / "config.json", model_type="marian")
+    with pytest.raises(CheckpointError, match=r"by hand.* of source\.spm, target\.spm") as caught:
+        CheckpointFolder(folder).check_tokenizer()
+    assert "python -c" not in str(caught.value)
+
+
+def test_what_generation_config_wants_and_a_bundle_does_not_keep_is_named(folder: Path) -> None:
+    edit_json(
+        folder / "generation_config.json",
+        bad_words_ids=[[58100]],
+        forced_eos_token_id=0,
+        min_length=0,
+        no_repeat_ngram_size=3,
+        suppress_tokens=[],
+        forced_bos_token_id=None,
+        temperature=0.5,
+    )
+    assert CheckpointFolder(folder).ignored() == ("bad_words_ids", "forced_eos_token_id", "no_repeat_ngram_size")
+
+
+def test_without_a_generation_config_config_says_what_is_ignored(folder: Path) -> None:
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    assert CheckpointFolder(folder).ignored() == ()
+    edit_json(folder / "config.json", forced_bos_token_id=0, min_length=20)
+    assert CheckpointFolder(folder).ignored() == ("forced_bos_token_id", "min_length")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps("x")])
 def test_a_configuration_that_is_no_object_is_named(text: str, folder: Path) -> None:
     (folder / "config.json").write_text(text)

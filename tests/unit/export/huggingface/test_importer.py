@@ -116,3 +116,21 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
     error = capsys.readouterr().err
     assert "nobody/nothing-at-all: no such file or folder here, and the hub gave none" in error
     assert error.count("\n") == 1
+
+
+def test_an_export_tells_which_settings_it_ignores_and_so_does_the_card(
+    llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_json(llama / "generation_config.json", bad_words_ids=[[5]], min_length=4)
+    assert main([str(llama), "--out", str(llama / "models" / "x")]) == 0
+    assert capsys.readouterr().err == (
+        "polyhead export: ignored from the checkpoint's settings of answers: bad_words_ids, min_length\n"
+    )
+    card = (llama / "models" / "x" / "1" / "MODEL.md").read_text("utf-8")
+    assert "| ignored from generation_config.json | bad_words_ids, min_length |" in card
+
+
+def test_an_export_that_ignores_nothing_says_nothing(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(llama), "--out", str(llama / "models" / "x")]) == 0
+    assert capsys.readouterr().err == ""
+    assert "ignored" not in (llama / "models" / "x" / "1" / "MODEL.md").read_text("utf-8")
