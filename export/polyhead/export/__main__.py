@@ -29,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = None if arguments.eval_data is None else read_text(arguments.eval_data)
         source = load_source(local_folder(arguments.checkpoint), arguments.task, arguments.max_tokens)
         if source.ignored:
-            print(
-                f"polyhead export: ignored from the checkpoint's settings of answers: {source.ignored}", file=sys.stderr
-            )
+            print(f"polyhead export: ignored from {source.ignored}", file=sys.stderr)
         bits = QuantizationOptions(arguments.quantize, arguments.block_size, tuple(arguments.keep_fp32))
         options = ExportOptions(
             arguments.version, bits, text, arguments.cache, arguments.max_loss, tuple(arguments.adapter)

@@ -39,7 +39,7 @@ class Source:
     training: Mapping[str, object] = field(default_factory=dict)
     """What made the checkpoint, for people."""
     ignored: str = ""
-    """Settings of the checkpoint that change answers and that a bundle has no defaults for, by name."""
+    """Settings of the checkpoint that change answers and that a bundle has no defaults for: their file and names."""
     held_out: str | None = None
     """Text that the model did not learn from."""
     source_tokenizer_json: str | None = None

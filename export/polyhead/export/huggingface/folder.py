@@ -195,11 +195,12 @@ class CheckpointFolder:
         greedy = self.generation_config.get("do_sample", self.model_type not in SEQ2SEQ) is False
         return bundle_pb2.SamplingDefaults(**{"temperature": 1.0, **values, **({"temperature": 0.0} if greedy else {})})
 
-    def ignored(self) -> tuple[str, ...]:
-        """Names of what generation_config.json wants and a bundle doesn't keep; where there is no such file config.json says it, as
-        to transformers."""
-        said = self.generation_config or self.config
-        return tuple(name for name in IGNORED_FIELDS if _is_set(name, said.get(name)))
+    def ignored(self) -> tuple[str, tuple[str, ...]]:
+        """The file that says how to generate, which is config.json where there is no generation_config.json, as to transformers; and
+        names of what it wants and a bundle doesn't keep."""
+        settings = self.generation_config
+        file, said = (GENERATION_FILE, settings) if settings else (CONFIG_FILE, self.config)
+        return file, tuple(name for name in IGNORED_FIELDS if _is_set(name, said.get(name)))
 
     def labels(self) -> tuple[str, ...]:
         """By index; `LABEL_0` and so on where config.json names none."""

@@ -11,7 +11,7 @@ from polyhead.export.exportable import Exportable
 from polyhead.export.huggingface.architectures import SEQ2SEQ, task_of
 from polyhead.export.huggingface.decoder import HuggingFaceDecoder
 from polyhead.export.huggingface.encoder import HuggingFaceClassifier, HuggingFaceEmbedder, longest_input
-from polyhead.export.huggingface.folder import GENERATION_FILE, CheckpointFolder, transformer_folder
+from polyhead.export.huggingface.folder import CheckpointFolder, transformer_folder
 from polyhead.export.huggingface.licence import read_license
 from polyhead.export.huggingface.load import load_model
 from polyhead.export.huggingface.sentences import SentenceHead, read_steps, sentence_head
@@ -51,7 +51,7 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
         raise ExportError(f"{path}: neither config.json nor tokenizer_config.json names a pad token")
     if folder.sentence_config.get("do_lower_case"):
         tokenizer_json = lower_case(tokenizer_json)
-    ignored = ", ".join(folder.ignored()) if task == "generate" else ""
+    file, ignored = folder.ignored() if task == "generate" else ("", ())
     return Source(
         model=model,
         task=task,
@@ -64,9 +64,9 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
         license=read_license(path, folder.config),
         training={
             "imported from": folder.architecture or folder.model_type,
-            **({f"ignored from {GENERATION_FILE}": ignored} if ignored else {}),
+            **({f"ignored from {file}": ", ".join(ignored)} if ignored else {}),
         },
-        ignored=ignored,
+        ignored=f"{file}: {', '.join(ignored)}" if ignored else "",
         start_token_id=start_token(folder) if folder.model_type in SEQ2SEQ else 0,
     )
 

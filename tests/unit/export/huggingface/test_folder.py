@@ -129,14 +129,17 @@ def test_what_generation_config_wants_and_a_bundle_does_not_keep_is_named(folder
         forced_bos_token_id=None,
         temperature=0.5,
     )
-    assert CheckpointFolder(folder).ignored() == ("bad_words_ids", "forced_eos_token_id", "no_repeat_ngram_size")
+    assert CheckpointFolder(folder).ignored() == (
+        "generation_config.json",
+        ("bad_words_ids", "forced_eos_token_id", "no_repeat_ngram_size"),
+    )
 
 
 def test_without_a_generation_config_config_says_what_is_ignored(folder: Path) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
-    assert CheckpointFolder(folder).ignored() == ()
+    assert CheckpointFolder(folder).ignored() == ("config.json", ())
     edit_json(folder / "config.json", forced_bos_token_id=0, min_length=20)
-    assert CheckpointFolder(folder).ignored() == ("forced_bos_token_id", "min_length")
+    assert CheckpointFolder(folder).ignored() == ("config.json", ("forced_bos_token_id", "min_length"))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps("x")])

@@ -124,7 +124,7 @@ def test_an_export_tells_which_settings_it_ignores_and_so_does_the_card(
     edit_json(llama / "generation_config.json", bad_words_ids=[[5]], min_length=4)
     assert main([str(llama), "--out", str(llama / "models" / "x")]) == 0
     assert capsys.readouterr().err == (
-        "polyhead export: ignored from the checkpoint's settings of answers: bad_words_ids, min_length\n"
+        "polyhead export: ignored from generation_config.json: bad_words_ids, min_length\n"
     )
     card = (llama / "models" / "x" / "1" / "MODEL.md").read_text("utf-8")
     assert "| ignored from generation_config.json | bad_words_ids, min_length |" in card
