@@ -1,5 +1,6 @@
 """A tiny decoder through the real exporter, for tests of the engine that need no bundle."""
 
+import math
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,7 +17,7 @@ from polyhead.models.gpt import GPT, GPTConfig
 from polyhead.server.constraints import GrammarCompiler
 from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.runtime import threads
-from polyhead.server.runtime.decoder import Decoder
+from polyhead.server.runtime.decoder import Decoder, StepOutput
 from polyhead.server.tokenizer import Tokenizer
 from polyhead.v1 import bundle_pb2
 
@@ -73,6 +74,22 @@ def tiny_decoder(slots: int = 4, prefix_slots: int = 0, vocabulary: int = VOCABU
     threads.configure(None)
     graph, manifest = tiny_graph(vocabulary), tiny_manifest(vocabulary)
     return Decoder(graph, manifest, slots=slots, capacity=CAPACITY, prefix_slots=prefix_slots)
+
+
+class Faulty(Decoder):
+    """Breaks from some step on: row 1 gets logits that are no numbers, or the call itself fails."""
+
+    calls = 0
+    break_row = break_call = 10_000
+
+    def decode(self, *args: Any, **kwargs: Any) -> StepOutput:
+        self.calls += 1
+        if self.calls == self.break_call:
+            raise RuntimeError("the call failed")
+        out = super().decode(*args, **kwargs)
+        if self.calls == self.break_row:
+            out.logsumexp[1] = math.nan
+        return out
 
 
 def byte_tokenizer(end: int | None = None) -> Tokenizer:

@@ -1,8 +1,11 @@
 """Beam search on a real decoder of few tokens, where every answer can be counted."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,19 @@ import torch
 
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import BeamOptions, FinishReason, GenerationRequest, Sampling, Stopping
-from tests.decoders import LIMITS, SilentObserver, byte_tokenizer, tiny_decoder, tiny_gpt
+from polyhead.server.runtime.decoder import Decoder
+from tests.decoders import (
+    CAPACITY,
+    CHUNK,
+    LIMITS,
+    Faulty,
+    SilentObserver,
+    byte_tokenizer,
+    tiny_decoder,
+    tiny_gpt,
+    tiny_graph,
+    tiny_manifest,
+)
 from tests.traffic import samples
 
 VOCABULARY = 5
@@ -19,16 +34,46 @@ PROMPT = (1, 3, 2, 0, 1)
 WIDTH = 32
 
 
-@pytest.fixture
-async def engine() -> AsyncIterator[Generator]:
-    generator = Generator(
-        tiny_decoder(slots=WIDTH, vocabulary=VOCABULARY), byte_tokenizer(END), LIMITS, SilentObserver()
-    )
+class Watching(SilentObserver):
+    """Counts the model's calls, and holds up the engine after the fifth with so many rows until it may `go` on."""
+
+    def __init__(self, pause_at_rows: int = 0) -> None:
+        self.calls = self.last_rows = self._seen = 0
+        self._pause_at_rows = pause_at_rows
+        self.pausing, self.go = threading.Event(), threading.Event()
+
+    def ran(self, **call: Any) -> None:
+        self.calls += 1
+        self.last_rows = call["rows"]
+        self._seen += self.last_rows == self._pause_at_rows
+        if self._seen == 5 and not self.pausing.is_set():
+            self.pausing.set()
+            self.go.wait(60)
+
+
+def engine_with(decoder: Decoder, observer: SilentObserver) -> Generator:
+    generator = Generator(decoder, byte_tokenizer(END), LIMITS, observer)
     generator.start()
-    yield generator
+    return generator
+
+
+def faulty() -> tuple[Faulty, Generator]:
+    decoder = Faulty(tiny_graph(VOCABULARY), tiny_manifest(VOCABULARY), slots=4, capacity=CAPACITY)
+    return decoder, engine_with(decoder, SilentObserver())
+
+
+async def ended(generator: Generator) -> None:
+    """Wait for the last answer; then every slot must be free."""
     await generator.drain()
     generator.check_integrity()
     generator.close()
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Generator]:
+    generator = engine_with(tiny_decoder(slots=WIDTH, vocabulary=VOCABULARY), SilentObserver())
+    yield generator
+    await ended(generator)
 
 
 def search(
@@ -37,6 +82,14 @@ def search(
     beams = BeamOptions(width, **options)  # type: ignore[arg-type]
     sampling, stopping = Sampling(seed=0, temperature=0.0), Stopping(max_tokens=length)
     return GenerationRequest(prompt, sampling, stopping, logprobs=0, samples=samples, beam_search=beams)
+
+
+def endless(width: int) -> GenerationRequest:
+    """A search that no end token ends."""
+    return replace(search(width), stopping=Stopping(max_tokens=200, ignore_eos=True))
+
+
+NEIGHBOUR = replace(search(1), prompt=(2, 2, 0), beam_search=None, stopping=Stopping(max_tokens=60, ignore_eos=True))
 
 
 def every_answer(length: int, length_penalty: float) -> list[tuple[float, tuple[int, ...]]]:
@@ -81,14 +134,69 @@ async def test_whatever_the_width_no_answer_comes_first_that_is_worse_than_the_g
             assert best.score >= own - 1e-5
 
 
-async def test_early_stopping_ends_with_the_first_answers_that_are_complete(engine: Generator) -> None:
+async def test_early_stopping_takes_fewer_steps_and_finds_nothing_better() -> None:
+    observer = Watching()
+    engine = engine_with(tiny_decoder(slots=WIDTH, vocabulary=VOCABULARY), observer)
     early = await samples(engine, search(3, 40, samples=3, early_stopping=True))
+    early_calls, observer.calls = observer.calls, 0
     patient = await samples(engine, search(3, 40, samples=3))
+    assert early_calls < observer.calls
     assert len(early) == len(patient) == 3
     assert (patient[0].score or 0) >= (early[0].score or 0)
+    await ended(engine)
+
+
+async def test_prompt_logprobs_come_with_the_first_answer_and_are_those_without_a_search(engine: Generator) -> None:
+    prompt = tuple(i * i % VOCABULARY for i in range(2 * CHUNK + 3))
+    wanted = replace(search(3, samples=3, prompt=prompt), prompt_logprobs=1)
+    (plain,) = await samples(engine, replace(wanted, beam_search=None, samples=1))
+    first, *others = await samples(engine, wanted)
+    assert [entry.token_id for entry in first.prompt_logprobs] == list(prompt[1:])
+    assert first.prompt_logprobs == plain.prompt_logprobs
+    assert [answer.prompt_logprobs for answer in others] == [(), ()]
 
 
 async def test_a_search_that_its_caller_leaves_frees_every_slot(engine: Generator) -> None:
     answer = engine.submit(search(WIDTH, 200))
     answer.cancel()
     assert await samples(engine, search(WIDTH, 3))
+
+
+async def test_a_search_cancelled_while_it_decodes_ends_and_leaves_its_neighbour_the_same_bits() -> None:
+    observer = Watching(pause_at_rows=4)
+    engine = engine_with(tiny_decoder(slots=4, vocabulary=VOCABULARY), observer)
+    alone = await samples(engine, NEIGHBOUR)
+    searching = engine.submit(endless(3))  # first, so that the neighbour's row moves when it goes
+    neighbour = asyncio.ensure_future(samples(engine, NEIGHBOUR))
+    assert await asyncio.to_thread(observer.pausing.wait, 60)
+    searching.cancel()
+    observer.go.set()
+    assert await neighbour == alone
+    assert observer.last_rows == 1
+    assert [piece async for piece in searching] == []
+    await ended(engine)
+
+
+async def test_a_search_whose_step_fails_tells_its_caller_and_frees_its_slots_for_who_waits() -> None:
+    decoder, engine = faulty()
+    alone = await samples(engine, search(3, 12))
+    decoder.break_call = decoder.calls + 5
+    failing, waiting = await asyncio.gather(
+        samples(engine, endless(3)), samples(engine, search(3, 12)), return_exceptions=True
+    )
+    assert isinstance(failing, RuntimeError)
+    assert str(failing) == "the call failed"
+    assert waiting == alone
+    await ended(engine)
+
+
+async def test_a_search_with_logits_that_are_no_numbers_fails_alone() -> None:
+    decoder, engine = faulty()
+    alone = await samples(engine, NEIGHBOUR)
+    decoder.break_row = decoder.calls + 5
+    failing, neighbour = await asyncio.gather(
+        samples(engine, endless(3)), samples(engine, NEIGHBOUR), return_exceptions=True
+    )
+    assert isinstance(failing, ArithmeticError)
+    assert neighbour == alone
+    await ended(engine)

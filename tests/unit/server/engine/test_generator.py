@@ -1,7 +1,6 @@
 """The generation engine on a real graph: answers, ends, and that neither traffic nor neighbours change a bit."""
 
 import asyncio
-import math
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -22,6 +21,7 @@ from tests.decoders import (
     END,
     LIMITS,
     VOCABULARY,
+    Faulty,
     SilentObserver,
     byte_tokenizer,
     tiny_decoder,
@@ -210,22 +210,6 @@ async def test_chunks_whose_common_call_fails_are_read_one_by_one(engine: Genera
         assert tokens == list(expected.token_ids)
     assert decoder.refused > 0
     picky.close()
-
-
-class Faulty(Decoder):
-    """Breaks from some step on: row 1 gets logits that are no numbers, or the call itself fails."""
-
-    calls = 0
-    break_row = break_call = 10_000
-
-    def decode(self, *args: Any, **kwargs: Any) -> StepOutput:
-        self.calls += 1
-        if self.calls == self.break_call:
-            raise RuntimeError("the call failed")
-        out = super().decode(*args, **kwargs)
-        if self.calls == self.break_row:
-            out.logsumexp[1] = math.nan
-        return out
 
 
 def faulty() -> tuple[Faulty, Generator]:
