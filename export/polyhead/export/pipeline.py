@@ -140,7 +140,9 @@ def export_source(source: Source, out: Path, options: ExportOptions | None = Non
     if options.max_loss is not None and options.evaluation_text is None:
         raise ExportError("--max-loss needs a text to measure on: --eval-data FILE")
     if options.cache == "int8" and not isinstance(source.model, ExportableDecoder):
-        raise ExportError("an int8 cache is for decoders; models that read a source keep theirs in fp32, and others have none")
+        raise ExportError(
+            "an int8 cache is for decoders; models that read a source keep theirs in fp32, and others have none"
+        )
     adapters = read_adapters(source, options.adapters)
     target = choose_target(out, options.version)
     with half_written(target) as folder:
