@@ -57,9 +57,9 @@ def engine_with(decoder: Decoder, observer: SilentObserver) -> Generator:
     return generator
 
 
-def faulty() -> tuple[Faulty, Generator]:
+def faulty(observer: SilentObserver) -> tuple[Faulty, Generator]:
     decoder = Faulty(tiny_graph(VOCABULARY), tiny_manifest(VOCABULARY), slots=4, capacity=CAPACITY)
-    return decoder, engine_with(decoder, SilentObserver())
+    return decoder, engine_with(decoder, observer)
 
 
 async def ended(generator: Generator) -> None:
@@ -178,7 +178,7 @@ async def test_a_search_cancelled_while_it_decodes_ends_and_leaves_its_neighbour
 
 
 async def test_a_search_whose_step_fails_tells_its_caller_and_frees_its_slots_for_who_waits() -> None:
-    decoder, engine = faulty()
+    decoder, engine = faulty(SilentObserver())
     alone = await samples(engine, search(3, 12))
     decoder.break_call = decoder.calls + 5
     failing, waiting = await asyncio.gather(
@@ -191,7 +191,8 @@ async def test_a_search_whose_step_fails_tells_its_caller_and_frees_its_slots_fo
 
 
 async def test_a_search_with_logits_that_are_no_numbers_fails_alone() -> None:
-    decoder, engine = faulty()
+    observer = Watching()
+    decoder, engine = faulty(observer)
     alone = await samples(engine, NEIGHBOUR)
     decoder.break_row = decoder.calls + 5
     failing, neighbour = await asyncio.gather(
@@ -199,4 +200,5 @@ async def test_a_search_with_logits_that_are_no_numbers_fails_alone() -> None:
     )
     assert isinstance(failing, ArithmeticError)
     assert neighbour == alone
+    assert observer.last_rows == 1
     await ended(engine)
