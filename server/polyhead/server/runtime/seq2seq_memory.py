@@ -138,7 +138,6 @@ class Seq2SeqMemory:
         number, row = self._slot[source]
         pool = self.pools[number]
         place = self._place(target, number)
-        number, row = self._slot[source]  # which may have moved
         pool.copy(pool, row, place)
 
     def copy_lane(self, source: int, target: int, length: int) -> None:

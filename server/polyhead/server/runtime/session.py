@@ -8,6 +8,7 @@ import onnxruntime as ort
 
 from polyhead.server.errors import BundleError
 from polyhead.server.runtime import threads
+from polyhead.server.runtime.memory import let_go_of_files
 
 SPIN_MICROSECONDS = "100"
 """How long an idle thread of a session waits busily for more work. onnxruntime's default burns a core for 60 ms after
@@ -36,9 +37,11 @@ def open_session(path: Path) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
     try:
         # Without enable_fallback=False a failure is printed and tried again.
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False)
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False)
     except Exception as error:
         raise BundleError(f"{path.name}: not a graph that can be run: {_one_line(error, path)}") from error
+    let_go_of_files(path.parent)
+    return session
 
 
 def signature(session: ort.InferenceSession) -> tuple[list[TensorInfo], list[TensorInfo]]:
