@@ -64,7 +64,7 @@ protos-check: $(CHECKS) ## is the generated code current?
 	$(BIN)/python protos/generate.py --check
 
 coverage: $(CHECKS) ## the tests, with coverage of server and client
-	$(PYTEST) --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 format: $(CHECKS) ## let ruff format and mend the code
 	$(BIN)/ruff check --fix .
