@@ -110,7 +110,7 @@ def test_adapters_of_gpt2_change_matrices_that_it_holds_transposed(tmp_path: Pat
 @pytest.mark.parametrize(
     ("quantization", "slots"),
     [
-        ("int8", "int8"),
+        pytest.param("int8", "int8", marks=pytest.mark.long),
         pytest.param("int8", "float", marks=pytest.mark.long),
         pytest.param("int4", "float", marks=pytest.mark.long),
     ],

@@ -38,5 +38,5 @@ def test_an_int8_cache_is_refused_for_a_classifier_and_leaves_nothing(
 ) -> None:
     checkpoint = write_classifier_checkpoint(tmp_path / "checkpoint")
     assert main([str(checkpoint), "--out", str(tmp_path / "models" / "moods"), "--cache", "int8"]) == 1
-    assert "an int8 cache is for models that generate" in capsys.readouterr().err
+    assert "an int8 cache is for decoders" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
