@@ -4,16 +4,18 @@
 
 CHECKPOINT is the one that the bundle was exported from; sources come from its held_out.txt. Each stream takes the next source as
 soon as its answer is over, and torch reads as many at a time as there are streams. The three take turns within a round. Counted
-are output tokens with their end token; ratios are medians over the rounds.
+are output tokens with their end token; ratios are medians over the rounds. Before that: what a step takes of one and of all streams,
+by the room that their pool has for sources, and reading a source; milliseconds of the fastest of 50.
 """
 
 import argparse
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 from polyhead.models.checkpoint import load_checkpoint
@@ -24,6 +26,7 @@ from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.runtime import threads
 from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
+from polyhead.server.runtime.seq2seq_memory import pool_lengths
 from polyhead.server.tokenizer import Tokenizer
 from polyhead.v1 import bundle_pb2
 from tests.perf.engines import Unwatched
@@ -65,6 +68,31 @@ def batches(sources: list[tuple[int, ...]], rows: int) -> Iterator[list[tuple[in
         yield sources[i : i + rows]
 
 
+def print_steps(decoder: Seq2SeqDecoder, rows: int) -> None:
+    for room in pool_lengths(decoder.longest_prompt):
+        source = np.full(room, decoder.start_token_id)
+        read = fastest(lambda source=source: decoder.prefill(0, [source], [0], 1))  # type: ignore[misc]
+        steps = []
+        for count in (1, rows):
+            for slot in range(count):
+                decoder.memory.commit(0, slot, room)
+            tokens, held = np.ones(count, np.int64), np.full(count, room)
+            steps.append(fastest(lambda tokens=tokens, held=held: decoder.decode(tokens, held, 1)))  # type: ignore[misc]
+        print(
+            f"room for {room} tokens: reading so many {read:.2f} ms, a step of 1 row {steps[0]:.2f}, of {rows} {steps[1]:.2f}"
+        )
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """Milliseconds."""
+    times = []
+    for _ in range(50):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return 1000 * min(times)
+
+
 async def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(threads.configure(options.threads))
     bundle = read_bundle(options.bundle)
@@ -82,6 +110,7 @@ async def main(options: argparse.Namespace) -> None:
         capacity=manifest.limits.max_tokens,
         source_capacity=manifest.seq2seq.max_source_tokens,
     )
+    print_steps(decoder, options.streams)
     engine = Generator(decoder, Tokenizer.from_file(bundle.tokenizer, manifest.tokenizer), LIMITS, Unwatched())
     engine.start()
     begin, end = manifest.seq2seq.start_token_id, manifest.tokenizer.eos_token_ids[0]

@@ -4,8 +4,8 @@
     train() AdamW · warm-up, then cosine · clipping · mixed precision on a GPU · evaluation · best checkpoint · state
 
 Reproducible: batches and dropout depend on the seed and the step alone, so a training that was interrupted and resumed
-gives the weights of one that was not, bit for bit on a CPU. The exception is a time budget that runs out before the
-steps do: how far a training gets then depends on the machine.
+gives the weights of one that was not: bit for bit on a CPU, of recurrent layers but for rounding. The exception is a time
+budget that runs out before the steps do: how far a training gets then depends on the machine.
 """
 
 import math

@@ -51,7 +51,9 @@ class Generator:
         self._slots = Slots(decoder.slots, decoder.lanes, decoder.memory)
         chunk_tokens = decoder.prefill_chunk
         lanes_hold = decoder.capacity if decoder.continues_prompt else decoder.longest_prompt
-        prefixes = PrefixCache(decoder.lanes, decoder.prefix_slots, decoder.memory, chunk_tokens)
+        prefixes = None  # of sources there are none: their lanes hold no more than the beginning of an answer
+        if isinstance(decoder, Decoder):
+            prefixes = PrefixCache(decoder.lanes, decoder.prefix_slots, decoder.memory, chunk_tokens)
         self._scheduler = Scheduler(
             self._slots, prefixes, limits, chunk_tokens=chunk_tokens, capacity=lanes_hold, pads=decoder.continues_prompt
         )

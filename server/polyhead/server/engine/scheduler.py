@@ -81,7 +81,7 @@ class Scheduler:
     def __init__(
         self,
         slots: Slots,
-        prefixes: PrefixCache,
+        prefixes: PrefixCache | None,
         limits: GeneratorLimits,
         *,
         chunk_tokens: int,
@@ -154,7 +154,7 @@ class Scheduler:
 
     def restore_prefix(self, sequence: Sequence) -> None:
         """Begin an admitted prompt with what the prefix cache has of it, unless every position's logits are wanted."""
-        if sequence.request.prompt_logprobs is None:
+        if self._prefixes is not None and sequence.request.prompt_logprobs is None:
             sequence.cached = sequence.cached_prompt = self._prefixes.restore(
                 sequence.request.prompt, sequence.lane, sequence.request.adapter
             )
@@ -196,7 +196,8 @@ class Scheduler:
         sequence = chunk.sequence
         sequence.cached = chunk.end
         if chunk.is_last:
-            self._prefixes.keep(sequence.request.prompt, sequence.lane, sequence.request.adapter)
+            if self._prefixes is not None:
+                self._prefixes.keep(sequence.request.prompt, sequence.lane, sequence.request.adapter)
             self._slots.promote(sequence)
             self._prefilling.remove(sequence)
 

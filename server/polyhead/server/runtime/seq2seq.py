@@ -44,7 +44,6 @@ class Seq2SeqDecoder:
     source, is read in one chunk."""
 
     continues_prompt = False
-    prefix_slots = 0
 
     def __init__(
         self, folder: Path, manifest: bundle_pb2.Bundle, *, slots: int, capacity: int, source_capacity: int
@@ -54,9 +53,7 @@ class Seq2SeqDecoder:
         self.lanes = min(slots, LANES)
         self.capacity = capacity
         self.longest_prompt = source_capacity
-        self.prefill_chunk = (
-            source_capacity + 1
-        )  # so that no source is a whole chunk, which the prefix cache would keep
+        self.prefill_chunk = source_capacity
         self.vocabulary_size = manifest.limits.vocabulary_size
         self.start_token_id = manifest.seq2seq.start_token_id
         self._encoder, self._decoder = (open_session(folder / graph.file) for graph in manifest.graphs)
@@ -133,6 +130,7 @@ class Seq2SeqDecoder:
                 positions = np.maximum(held[at] - sources, 0)
                 outputs.append((at, self._run(pool, tokens[at], positions, sources, top_k)))
                 pool.answer_lengths[: len(at)] = positions + 1
+        assert sum(len(at) for at, _ in outputs) == rows, "every row of a step has been begun"
         if len(outputs) == 1 and np.array_equal(outputs[0][0], np.arange(rows)):
             return outputs[0][1]
         return self._joined(outputs, rows, top_k)

@@ -140,10 +140,6 @@ class Seq2SeqMemory:
         place = self._place(target, number)
         pool.copy(pool, row, place)
 
-    def copy_lane(self, source: int, target: int, length: int) -> None:
-        """Lanes are not kept beyond the beginning of an answer, so there is no prefix to copy."""
-        raise NotImplementedError("sources have no prefix cache")
-
     def keep_first(self, slots: int) -> None:
         """Forget what is in slots from that one on: nobody decodes there any more."""
         if len(self._slot) <= slots:

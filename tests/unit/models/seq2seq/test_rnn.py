@@ -8,7 +8,13 @@ from torch.testing import assert_close
 
 from polyhead.models.seq2seq import RNNSeq2Seq, RNNSeq2SeqConfig
 from polyhead.models.seq2seq.rnn_config import AttentionScore, Cell
-from tests.unit.models.seq2seq.sources import SOURCES, TARGETS, padded_sources, targets
+from tests.unit.models.seq2seq.sources import (
+    SOURCES,
+    TARGETS,
+    assert_padding_and_other_rows_change_nothing,
+    padded_sources,
+    targets,
+)
 
 CONFIG = RNNSeq2SeqConfig(SOURCES, TARGETS, width=16, embedding_size=8)
 SCORES: tuple[AttentionScore, ...] = ("none", "dot", "scaled-dot", "general", "additive")
@@ -47,17 +53,7 @@ def test_steps_give_what_a_whole_target_gives(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_padding_and_other_rows_change_nothing(changes: dict[str, Any]) -> None:
-    model = build(**changes)
-    (source, lengths), target = padded_sources(6, 1, 9, padding=3), targets(3, 4)
-    with torch.inference_mode():
-        batch = model(source, lengths, target)
-        for row, length in enumerate(lengths.tolist()):
-            one = slice(row, row + 1)
-            alone = model(source[one, :length], lengths[one], target[one])
-            assert_close(alone.logits[0], batch.logits[row])
-            if alone.weights is not None:
-                assert_close(alone.weights[0], batch.weights[row, :, :length])
-                assert not batch.weights[row, :, length:].any()
+    assert_padding_and_other_rows_change_nothing(build(**changes))
 
 
 def test_weights_sum_to_one() -> None:

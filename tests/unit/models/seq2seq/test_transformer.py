@@ -8,7 +8,13 @@ from torch.testing import assert_close
 
 from polyhead.models.attention import causal_mask, merge_heads, multi_head_attention, padding_mask, split_heads
 from polyhead.models.seq2seq import TransformerSeq2Seq, TransformerSeq2SeqConfig
-from tests.unit.models.seq2seq.sources import SOURCES, TARGETS, padded_sources, targets
+from tests.unit.models.seq2seq.sources import (
+    SOURCES,
+    TARGETS,
+    assert_padding_and_other_rows_change_nothing,
+    padded_sources,
+    targets,
+)
 
 CONFIG = TransformerSeq2SeqConfig(SOURCES, TARGETS, layers=2, heads=2, width=16, hidden=24)
 VARIANTS: list[dict[str, Any]] = [{}, {"norm": "post"}, {"positions": "learned"}]
@@ -32,16 +38,7 @@ def test_a_decoder_s_steps_give_what_a_whole_target_gives(changes: dict[str, Any
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_padding_and_other_rows_change_nothing(changes: dict[str, Any]) -> None:
-    model = build(**changes)
-    (source, lengths), target = padded_sources(6, 1, 9, padding=3), targets(3, 4)
-    with torch.inference_mode():
-        batch = model(source, lengths, target)
-        for row, length in enumerate(lengths.tolist()):
-            one = slice(row, row + 1)
-            alone = model(source[one, :length], lengths[one], target[one])
-            assert_close(alone.logits[0], batch.logits[row])
-            assert_close(alone.weights[0], batch.weights[row, :, :length])
-            assert not batch.weights[row, :, length:].any()
+    assert_padding_and_other_rows_change_nothing(build(**changes))
 
 
 def test_no_position_of_the_target_sees_a_later_one() -> None:
