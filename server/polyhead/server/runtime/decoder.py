@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from polyhead.server.runtime.adapters import Adapters
 from polyhead.server.runtime.cache import CacheMemory
+from polyhead.server.runtime.memory import FilePages
 from polyhead.server.runtime.session import TensorInfo, open_session, signature
 from polyhead.v1 import bundle_pb2
 
@@ -78,6 +79,7 @@ class Decoder:
         self.vocabulary_size = manifest.limits.vocabulary_size
         self._last_position = manifest.limits.max_tokens - 1
         self._session = open_session(graph)
+        self._files = FilePages(graph.parent)
         self._names = {node.name for node in self._session.get_inputs()}
         self._adapters = Adapters(graph.parent, manifest, self._session)
         self.memory = CacheMemory(manifest.cache, slots=slots, lanes=self.lanes + prefix_slots, capacity=capacity)
@@ -148,6 +150,7 @@ class Decoder:
             # Padding has positions, too, and a table of positions no row for those behind the last.
             inputs["position_ids"][i] = np.minimum(np.arange(held, held + length), self._last_position)
         self._session.run_with_iobinding(binding.io)
+        self._files.after_call()
         return binding.output
 
     def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0, *, adapter: str = "") -> StepOutput:
@@ -158,6 +161,7 @@ class Decoder:
         inputs["seqlens_k"][:] = past
         inputs["position_ids"][:, 0] = past
         self._session.run_with_iobinding(binding.io)
+        self._files.after_call()
         return binding.output
 
     def _decoding_binding(self, first: int, rows: int, top_k: int, adapter: str) -> _Binding:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.server.runtime.adapters import Adapters
+from polyhead.server.runtime.memory import FilePages
 from polyhead.server.runtime.session import TensorInfo, open_session, signature
 from polyhead.v1 import bundle_pb2
 
@@ -19,6 +20,7 @@ class Encoder:
     def __init__(self, graph: Path, manifest: bundle_pb2.Bundle) -> None:
         """Raises BundleError if the graph can't be opened; compare `signature` with the manifest before the first run."""
         self._session = open_session(graph)
+        self._files = FilePages(graph.parent)
         self._adapters = Adapters(graph.parent, manifest, self._session)
         self._output = _OUTPUT[manifest.task]
         self.signature: tuple[list[TensorInfo], list[TensorInfo]] = signature(self._session)
@@ -48,6 +50,7 @@ class Encoder:
         self._adapters.bind(io, adapter)
         io.bind_output(self._output)
         self._session.run_with_iobinding(io)
+        self._files.after_call()
         rows: NDArray[np.float32] = io.get_outputs()[0].numpy()
         return rows
 

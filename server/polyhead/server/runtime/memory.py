@@ -10,29 +10,51 @@ from pathlib import Path
 SMAPS = Path("/proc/self/smaps")
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)$")
 
+_libc = ctypes.CDLL(None)
+
+WORTHWHILE = 16 * 1024 * 1024
+"""Bytes of files from which on their pages are given back after every call; a call that gives back and reads again takes some 0.2 ms
+longer."""
+
+
+class FilePages:
+    """Pages of a folder's files that onnxruntime has mapped, which the system can have back.
+
+    It packs most weights into memory of its own but keeps the mapping, and of token tables, which it can't pack, all that a call looks up
+    stays: with every row, the system may map 2 MiB around it. What is needed again comes from the file, or from the memory that the
+    system keeps it in. Elsewhere than on Linux nothing happens.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Of the files that are mapped now. Owned by who owns the sessions that did it: addresses mean something else once they are
+        closed. Lets go of what was read so far. Mappings that were written to are left as they are."""
+        inside = f"{folder.resolve()}/"
+        self._mappings = [(begin, end - begin) for begin, end, path in _unwritten() if path.startswith(inside)]
+        self._let_go()
+        if sum(size for _, size in self._mappings) < WORTHWHILE:
+            self._mappings.clear()
+
+    def after_call(self) -> None:
+        """Let go of what the call has read, unless all the files are small."""
+        if self._mappings:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        for begin, size in self._mappings:
+            _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
 
 def trim() -> None:
     """Return what is free but kept for later; glibc alone keeps much of a model that is gone. Elsewhere nothing happens."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    malloc_trim = getattr(_libc, "malloc_trim", None)
     if malloc_trim:
         malloc_trim(0)
 
 
-def let_go_of_files(folder: Path) -> None:
-    """Let the system have the pages of files of a folder that were mapped and read: those that are needed again, such as rows of a
-    token table, come back from the file. onnxruntime maps weights and packs most of them into memory of its own, but keeps the
-    mapping. Mappings that were written to are left as they are; elsewhere than on Linux nothing happens."""
+def _unwritten() -> Iterator[tuple[int, int, str]]:
+    """Begin, end and file of each mapping without a page of this process's own."""
     if sys.platform != "linux":
         return
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for begin, end, path in list(_unwritten()):
-        if path.startswith(f"{folder.resolve()}/"):
-            madvise(begin, end - begin, mmap.MADV_DONTNEED)
-
-
-def _unwritten() -> Iterator[tuple[int, int, str]]:
-    """Begin, end and file of each mapping of this process without a page of its own."""
     mapping = None
     for line in SMAPS.read_text().splitlines():
         if found := _MAPPING.match(line):

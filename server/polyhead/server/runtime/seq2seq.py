@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from polyhead.server.runtime.cache import untouched_zeros
 from polyhead.server.runtime.decoder import LANES, StepOutput
+from polyhead.server.runtime.memory import FilePages
 from polyhead.server.runtime.seq2seq_memory import Pool, Seq2SeqMemory, parts
 from polyhead.server.runtime.session import TensorInfo, open_session, signature
 from polyhead.v1 import bundle_pb2
@@ -57,6 +58,7 @@ class Seq2SeqDecoder:
         self.vocabulary_size = manifest.limits.vocabulary_size
         self.start_token_id = manifest.seq2seq.start_token_id
         self._encoder, self._decoder = (open_session(folder / graph.file) for graph in manifest.graphs)
+        self._files = FilePages(folder)
         self._names = {node.name for node in self._decoder.get_inputs()}
         self.has_alignment = "alignment" in {node.name for node in self._decoder.get_outputs()}
         self._encoded = [part for part in parts(manifest, source_capacity, capacity) if part.kind != "past"]
@@ -151,6 +153,7 @@ class Seq2SeqDecoder:
         binding.inputs["positions"][:] = positions
         binding.inputs["source_lengths"][:] = sources
         self._decoder.run_with_iobinding(binding.io)
+        self._files.after_call()
         for written, read in binding.states:
             read[:] = written
         return binding.output

@@ -8,7 +8,6 @@ import onnxruntime as ort
 
 from polyhead.server.errors import BundleError
 from polyhead.server.runtime import threads
-from polyhead.server.runtime.memory import let_go_of_files
 
 SPIN_MICROSECONDS = "100"
 """How long an idle thread of a session waits busily for more work. onnxruntime's default burns a core for 60 ms after
@@ -40,7 +39,6 @@ def open_session(path: Path) -> ort.InferenceSession:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False)
     except Exception as error:
         raise BundleError(f"{path.name}: not a graph that can be run: {_one_line(error, path)}") from error
-    let_go_of_files(path.parent)
     return session
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.server.runtime.memory import SMAPS, let_go_of_files
+from polyhead.server.runtime.memory import SMAPS, WORTHWHILE, FilePages
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
 
@@ -30,7 +30,21 @@ def test_pages_of_a_folders_files_are_given_back_unless_they_were_written_to(tmp
         assert mapped[name][:] == content
     mapped["written"][0] = ord("x")
     assert resident_kilobytes(tmp_path / "read") == PAGES * mmap.PAGESIZE // 1024
-    let_go_of_files(tmp_path)
+    FilePages(tmp_path)
     assert resident_kilobytes(tmp_path / "read") == 0
     assert mapped["read"][:] == content
     assert mapped["written"][0] == ord("x")
+
+
+@pytest.mark.parametrize(("size", "goes"), [(WORTHWHILE, True), (WORTHWHILE - mmap.PAGESIZE, False)])
+def test_what_a_call_reads_of_large_files_goes_again(tmp_path: Path, size: int, goes: bool) -> None:
+    table = tmp_path / "table"
+    with table.open("wb") as file:
+        file.truncate(size)
+    with table.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    files = FilePages(tmp_path)
+    assert not any(mapped[:: mmap.PAGESIZE])
+    assert resident_kilobytes(table) == size // 1024
+    files.after_call()
+    assert resident_kilobytes(table) == (0 if goes else size // 1024)
