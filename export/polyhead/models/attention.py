@@ -40,7 +40,8 @@ def additive_score(query_weight: Tensor, key_weight: Tensor | None, vector: Tens
     def score(query: Tensor, key: Tensor) -> Tensor:
         q = F.linear(query, query_weight).unsqueeze(-2)  # (..., T, 1, A)
         k = (key if key_weight is None else F.linear(key, key_weight)).unsqueeze(-3)  # (..., 1, S, A)
-        return torch.tanh(q + k) @ vector  # (..., T, S)
+        # A matrix of one column: onnxruntime takes several times as long for a product with a plain vector.
+        return (torch.tanh(q + k) @ vector[:, None]).squeeze(-1)  # (..., T, S)
 
     return score
 
@@ -61,7 +62,8 @@ def attention(
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax of scores (..., T, S) over the positions that the mask allows; zeros where it allows none."""
-    return scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num(0.0)
+    hidden = ~mask
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0)
 
 
 def causal_mask(targets: int, sources: int, device: torch.device | None = None) -> Tensor:

@@ -128,3 +128,11 @@ def test_rotated_products_depend_on_the_distance_alone(first: int, second: int, 
         return float(rotate(query, cosine[i], sine[i]) @ rotate(key, cosine[j], sine[j]))
 
     assert math.isclose(product(first, second), product(first + shift, second + shift), abs_tol=1e-4)
+
+
+def test_scores_that_are_no_numbers_are_not_taken_for_places_nobody_may_look_at() -> None:
+    key = random(1, 5, 8)
+    key[0, 2] = torch.nan
+    weights = attention(random(1, 3, 8), key, random(1, 5, 4), padding_mask(torch.tensor([4]), 5)[:, 0])[1]
+    assert weights[..., :4].isnan().all()
+    assert (weights[..., 4:] == 0).all()
