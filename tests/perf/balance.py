@@ -3,8 +3,9 @@
     python -m tests.perf.balance MODELS/NAME/VERSION [--budgets 32 64 128 256] [--prompt 1024] [--streams 15] [--rounds 3]
 
 Streams decode; then a long prompt comes. Printed are medians over the rounds: the 95th percentile of the time between tokens
-of the streams before it came and while it was read, its time to first token beside them and alone, and the two ratios. Then
-of a burst, as many short prompts at once as there are slots: tokens a second, and the mean time to first token.
+of the streams before it came and while it was read, its time to first token beside them and alone, and the two ratios; then the same
+of a crowd, a quarter as many short prompts as there are streams, which comes in their place all at once; and of a burst, as
+many short prompts at once as there are slots with nobody else there: tokens a second, and the mean time to first token.
 Budgets take turns within a round.
 """
 
@@ -26,7 +27,7 @@ from tests.perf.engines import Caller, engine_of
 SHORT_PROMPT, SHORT_ANSWER = 128, 64
 """Tokens of the streams' prompts, and of prompts and answers in a burst."""
 CALM_SECONDS = 4.0
-"""Streams decode alone for so long, before the long prompt comes."""
+"""Streams decode alone for so long, before the long prompt comes, and afterwards before the crowd does."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Balance:
     """The same while it is read."""
     first_token_alone: float
     first_token_beside: float
+    crowd: float
+    """p95 between tokens of the streams while a crowd's prompts are read."""
+    crowd_first_token: float
+    """Mean time to it of the crowd."""
     burst_tokens_per_second: float
     burst_first_token: float
 
@@ -54,13 +59,30 @@ async def measure(engine: Generator, streams: int, prompt: int, seed: int) -> Ba
     await asyncio.sleep(CALM_SECONDS)
     long = Caller.of(seed + 100, prompt, 1)
     await long.run(engine)
+    for task in running[: streams // 4]:  # they make room for the crowd
+        task.cancel()
+    await asyncio.sleep(CALM_SECONDS)
+    crowd = [Caller.of(seed + 200 + i, SHORT_PROMPT, 1) for i in range(streams // 4)]
+    await asyncio.gather(*(caller.run(engine) for caller in crowd))
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     before = [gap for caller in callers for gap in caller.gaps(calm, long.sent)]
     during = [gap for caller in callers for gap in caller.gaps(long.sent, long.arrivals[0])]
-    first_tokens = alone.time_to_first_token, long.time_to_first_token
-    return Balance(p95(before), p95(during), *first_tokens, *await burst(engine, seed + 200))
+    crowded = [
+        gap
+        for caller in callers[streams // 4 :]
+        for gap in caller.gaps(crowd[0].sent, max(one.arrivals[0] for one in crowd))
+    ]
+    return Balance(
+        p95(before),
+        p95(during),
+        alone.time_to_first_token,
+        long.time_to_first_token,
+        p95(crowded),
+        mean(one.time_to_first_token for one in crowd),
+        *await burst(engine, seed + 300),
+    )
 
 
 async def burst(engine: Generator, seed: int) -> tuple[float, float]:
@@ -88,18 +110,26 @@ async def main(options: argparse.Namespace) -> None:
 
 def table(rounds: dict[int, list[Balance]], title: str) -> Table:
     long = ("between tokens, p95", "while it is read", "times", "first token alone", "beside the streams", "times")
-    table = Table("budget", *long, "a burst's first token", "and tokens/s", title=title)
+    crowd = ("while a crowd is read", "times", "a crowd's first token")
+    table = Table("budget", *long, *crowd, "a burst's first token", "and tokens/s", title=title)
     for budget, measured in rounds.items():
         calm, beside = median(m.calm for m in measured), median(m.beside for m in measured)
         alone, late = median(m.first_token_alone for m in measured), median(m.first_token_beside for m in measured)
         slower = median(m.beside / m.calm for m in measured)
         later = median(m.first_token_beside / m.first_token_alone for m in measured)
         milliseconds = [f"{1000 * seconds:.0f}" for seconds in (calm, beside, alone, late)]
+        crowded = (
+            f"{1000 * median(m.crowd for m in measured):.0f}",
+            f"{median(m.crowd / m.calm for m in measured):.2f}",
+            f"{1000 * median(m.crowd_first_token for m in measured):.0f}",
+        )
         burst = (
             f"{1000 * median(m.burst_first_token for m in measured):.0f}",
             f"{median(m.burst_tokens_per_second for m in measured):.0f}",
         )
-        table.add_row(str(budget), *milliseconds[:2], f"{slower:.2f}", *milliseconds[2:], f"{later:.2f}", *burst)
+        table.add_row(
+            str(budget), *milliseconds[:2], f"{slower:.2f}", *milliseconds[2:], f"{later:.2f}", *crowded, *burst
+        )
     return table
 
 

@@ -1,10 +1,10 @@
 """What the generation engine does next: pure policy, without tensors, threads or time.
 
 Requests wait in one queue, by priority and then first come, first served, bounded in requests and in prompt tokens. In an iteration
-prompts in lanes are read under a budget of tokens before all decoding rows advance by one token together: so a long prompt
-stalls no other people's answers. The oldest prompt always gets on; what is left of the budget goes to those with the least left
-to read, so that a burst's first tokens come early and short prompts pass long ones. Where chunks start depends on the request
-alone, and so do an answer's bits. Which chunks share a call changes none.
+prompts in lanes are read under a budget of tokens before all decoding rows advance by one token together: so neither a long prompt
+nor a crowd of them stalls other people's answers. The oldest prompt always gets on; what is left of the budget goes to those with the
+least left to read, so that a burst's first tokens come early and short prompts pass long ones. Where chunks start depends on the
+request alone, and so do an answer's bits. Which chunks share a call changes none.
 """
 
 from bisect import insort
@@ -23,12 +23,12 @@ class GeneratorLimits:
     """Bounds of one model's engine."""
 
     max_queue_requests: int
-    """Requests that may wait for a slot."""
+    """Requests that may wait for a slot. Those who find one free and only wait for a lane don't count."""
     max_queue_tokens: int
     """Prompt tokens that may wait for a slot."""
     prefill_budget_tokens: int
-    """Tokens that are read between two steps of the decoding rows for each prompt that has a lane or waits for one, with a slot
-    free for its answer; a chunk at least. Tokens behind LONG_CONTEXT count twice."""
+    """Tokens that are read between two steps of the decoding rows for each prompt, a chunk at least: of those that have a lane or could
+    have one, as many as there are lanes. Tokens behind LONG_CONTEXT count twice."""
 
 
 MOST_PADDING = 8
@@ -74,8 +74,8 @@ class Chunk:
 class Scheduler:
     """Owns the queue and decides who is prefilled; `slots` owns who sits where.
 
-    What touches the queue (`waiting`, `has_work`, `add`, `remove`, `admit`, `drop_waiting`) is called under the engine's lock and
-    takes no time; the rest belongs to the engine's thread.
+    What touches the queue (`waiting`, `has_work`, `add`, `remove`, `begin_iteration`, `admit`, `drop_waiting`) is called under the
+    engine's lock and takes no time; the rest belongs to the engine's thread.
     """
 
     def __init__(
@@ -98,7 +98,8 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._waiting_tokens = 0
         self._prefilling: list[Sequence] = []  # in the order they came
-        self._spent: Counter[Sequence] = Counter()  # budget that each prompt had in this iteration
+        self._budget = 0  # of this iteration, in tokens
+        self._spent: Counter[Sequence] = Counter()  # of it, by prompt
 
     @property
     def waiting(self) -> int:
@@ -116,15 +117,24 @@ class Scheduler:
     def add(self, sequence: Sequence, retry_after_seconds: float) -> None:
         """Queue a request. Raises Overloaded if that would overshoot a bound; a lone request always fits in tokens."""
         limits, tokens = self._limits, len(sequence.request.prompt)
-        if self.waiting >= limits.max_queue_requests:
+        if (waiting := self._waiting_for_slots()) >= limits.max_queue_requests:
             raise Overloaded(
-                f"{self.waiting} requests are waiting, the limit is {limits.max_queue_requests}", retry_after_seconds
+                f"{waiting} requests are waiting, the limit is {limits.max_queue_requests}", retry_after_seconds
             )
         if self._waiting and self._waiting_tokens + tokens > limits.max_queue_tokens:
             bound = f"{tokens} more would pass the limit of {limits.max_queue_tokens}"
             raise Overloaded(f"{self._waiting_tokens} prompt tokens are waiting, {bound}", retry_after_seconds)
         insort(self._waiting, sequence, key=lambda s: -s.request.priority)
         self._waiting_tokens += tokens
+
+    def _waiting_for_slots(self) -> int:
+        """Requests in the queue that find no slots free behind those before them."""
+        free = self._slots.free
+        for i, sequence in enumerate(self._waiting):
+            free -= sequence.request.rows
+            if free < 0:
+                return len(self._waiting) - i
+        return 0
 
     def remove(self, sequence: Sequence) -> bool:
         """Take a request out of the queue if it still waits there."""
@@ -160,16 +170,19 @@ class Scheduler:
             )
 
     def begin_iteration(self) -> None:
+        """Set the iteration's budget. Who comes later shares it: else a stream of prompts whose answers end with their first token would
+        let nobody decode."""
         self._spent.clear()
+        readable = len(self._prefilling) + min(self.waiting, self._slots.free)
+        each = max(self._limits.prefill_budget_tokens, self._chunk_tokens)
+        self._budget = each * min(max(1, readable), self._slots.lanes)
 
     def next_calls(self) -> list[list[Chunk]]:
         """Chunks to prefill next, those of an inner list in one call; none: this iteration has read what it may."""
-        each = max(self._limits.prefill_budget_tokens, self._chunk_tokens)
-        budget = each * (len(self._spent.keys() | set(self._prefilling)) + min(self.waiting, self._slots.free))
         chunks: list[Chunk] = []
         for sequence in self._by_turn():
             chunk = self._next_chunk(sequence)
-            if self._spent and self._spent.total() + chunk.cost > budget:
+            if self._spent and self._spent.total() + chunk.cost > self._budget:
                 break
             self._spent[sequence] += chunk.cost
             chunks.append(chunk)

@@ -116,7 +116,7 @@ def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_
                 ran.append(chunk)
                 ledger.lanes[chunk.sequence.lane] = chunk.sequence
                 policy.prefilled(chunk)
-        assert sum(c.tokens for c in ran) <= slots * max(CHUNK, budget)
+        assert sum(c.tokens for c in ran) <= LANES * max(CHUNK, budget)
         readers = sorted({c.sequence for c in ran}, key=sequences.index)
         waiting = [s for s in sequences if s.lane >= 0 and s not in readers]
         assert not waiting or sequences.index(readers[0]) < sequences.index(waiting[0]), "the oldest did not get on"
@@ -133,9 +133,9 @@ def test_whatever_arrives_and_leaves_slots_stay_whole_and_everyone_is_served_in_
 
 
 def test_the_queue_is_bounded_in_requests() -> None:
-    policy, _, _ = scheduler(max_queue_requests=2)
-    policy.add(sequence(1), 1.0)
-    policy.add(sequence(1), 1.0)
+    policy, _, _ = scheduler(slots=1, max_queue_requests=2)
+    for _ in range(3):  # one has the slot, or will have it
+        policy.add(sequence(1), 1.0)
     with pytest.raises(Overloaded, match="2 requests are waiting, the limit is 2") as error:
         policy.add(sequence(1), 1.5)
     assert error.value.retry_after_seconds == 1.5
@@ -148,7 +148,17 @@ def test_the_queue_is_bounded_in_tokens_but_one_request_always_fits() -> None:
         policy.add(sequence(1), 1.0)
 
 
-def test_a_prompt_alone_gets_on_by_the_budget_and_others_bring_theirs_along() -> None:
+def test_who_finds_a_slot_free_and_only_waits_for_a_lane_fills_no_queue() -> None:
+    policy, _, _ = scheduler(slots=6, max_queue_requests=1)
+    for _ in range(4):
+        policy.add(sequence(CAPACITY), 1.0)
+    policy.add(sequence(1, samples=2), 1.0)
+    policy.add(sequence(1, samples=2), 1.0)  # waits for a slot
+    with pytest.raises(Overloaded, match="1 requests are waiting, the limit is 1"):
+        policy.add(sequence(1), 1.0)
+
+
+def test_each_prompt_brings_its_budget_along_up_to_as_many_as_there_are_lanes() -> None:
     policy, _, _ = scheduler(slots=20, prefill_budget_tokens=2 * CHUNK)
     policy.add(sequence(40), 1.0)
     assert lengths(prefill_iteration(policy)) == [[CHUNK], [CHUNK]]
@@ -156,7 +166,27 @@ def test_a_prompt_alone_gets_on_by_the_budget_and_others_bring_theirs_along() ->
         policy.add(sequence(5), 1.0)
     shared = lengths(prefill_iteration(policy))
     assert shared[0] == [CHUNK, 5, 5]
-    assert sum(map(sum, shared)) == 24 + 19 * 5  # the last one waits for a slot
+    assert LANES * 2 * CHUNK - 5 < sum(map(sum, shared)) <= LANES * 2 * CHUNK
+
+
+def test_prompts_that_end_with_their_first_token_let_others_decode_however_many_there_are() -> None:
+    policy, pool, _ = scheduler(slots=4, prefill_budget_tokens=CHUNK)
+    stream = sequence(1)
+    policy.add(stream, 1.0)
+    prefill_iteration(policy)
+    policy.begin_iteration()
+    read = 0
+    while True:
+        while policy.waiting < 8:
+            policy.add(sequence(CHUNK), 1.0)
+        if not (calls := next_calls(policy)):
+            break
+        for chunk in chain(*calls):
+            policy.prefilled(chunk)
+            policy.finish(chunk.sequence)
+            read += chunk.tokens
+    assert pool.decoding == [stream]
+    assert read <= LANES * CHUNK
 
 
 def test_a_burst_is_read_prompt_by_prompt_so_that_the_first_tokens_come_early() -> None:
@@ -191,6 +221,7 @@ def test_a_short_prompt_need_not_wait_until_long_ones_are_read() -> None:
         policy.add(sequence(CAPACITY), 1.0)
     short = sequence(SHORT_PROMPT_CHUNKS * CHUNK)
     policy.add(short, 1.0)
+    prefill_iteration(policy)
     prefill_iteration(policy)
     assert pool.decoding == [short]
 
