@@ -185,7 +185,8 @@ class Generator:
 
     def _iterate(self) -> None:
         """One iteration: prefill under the budget, then one token for every row that decodes."""
-        self._scheduler.begin_iteration()
+        with self._wake:
+            self._scheduler.begin_iteration()
         while calls := self._next_calls():
             for chunks in calls:
                 self._prefill(chunks)
