@@ -6,7 +6,7 @@ lead to a choice, and the request's options alone decide which: rows whose candi
 Shapes: N rows, K candidates, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import nextafter
 from typing import Any
@@ -59,37 +59,42 @@ class Row:
         return self.adjustment is not None or (self.options.temperature > 0 and not _lives_on_top_k(self.options))
 
 
-def graph_top_k(requests: Sequence[GenerationRequest], end_tokens: int = 0) -> int:
-    """How many candidates to ask of the graph: enough for who is sampled from them, for beams and all end tokens that their
-    answers may have, and for the alternatives reported."""
-    needed = 1
-    for request in requests:
-        own = request.sampling.top_k if _lives_on_top_k(request.sampling) else 0
-        own = request.beam_search.width + end_tokens if request.beam_search else own
-        needed = max(needed, own, request.logprobs or 0, request.prompt_logprobs or 0)
-    return next(size for size in TOP_K_SIZES if size >= needed)
+def candidates(request: GenerationRequest, end_tokens: int = 0) -> int:
+    """How many candidates a request needs: enough to be sampled from, for beams and all end tokens that their answers may have,
+    and for the alternatives reported."""
+    own = request.sampling.top_k if _lives_on_top_k(request.sampling) else 1
+    own = request.beam_search.width + end_tokens if request.beam_search else own
+    return max(own, request.logprobs or 0, request.prompt_logprobs or 0)
+
+
+def graph_top_k(needed: Iterable[int]) -> int:
+    """How many candidates to ask of the graph for rows that need so many each."""
+    most = max(needed, default=1)
+    return next(size for size in TOP_K_SIZES if size >= most)
 
 
 def _lives_on_top_k(options: Sampling) -> bool:
     return options.temperature > 0 and 0 < options.top_k <= MAX_GRAPH_TOP_K and options.typical_p == 1.0
 
 
-def choose(rows: Sequence[Row], topk_values: Floats, topk_ids: Ids, logits: Floats) -> tuple[list[int], list[float]]:
-    """One token for each row, and its logit (the model's own, before temperature, penalties and filters).
+def choose(
+    rows: Sequence[Row | None], topk_values: Floats, topk_ids: Ids, logits: Floats
+) -> tuple[list[int], list[float]]:
+    """One token for each row, the likeliest for None, and its logit (the model's own, before temperature, penalties and filters).
 
     topk_values and topk_ids (N, K) best first, logits (N, V); row i of each belongs to rows[i].
     """
     tokens: list[int] = topk_ids[:, 0].tolist()
     values: list[float] = topk_values[:, 0].tolist()
-    reading = [i for i, row in enumerate(rows) if row.reads_logits]
-    within = [i for i, row in enumerate(rows) if row.options.temperature > 0 and not row.reads_logits]
+    reading = [(i, row) for i, row in enumerate(rows) if row and row.reads_logits]
+    within = [(i, row) for i, row in enumerate(rows) if row and row.options.temperature > 0 and not row.reads_logits]
     if within:
-        at = _sample_candidates([rows[i] for i in within], topk_values[within])
-        for i, column in zip(within, at, strict=True):
+        at = _sample_candidates([row for _, row in within], topk_values[[i for i, _ in within]])
+        for (i, _), column in zip(within, at, strict=True):
             tokens[i], values[i] = int(topk_ids[i, column]), float(topk_values[i, column])
     if reading:
-        for i, u in zip(reading, uniform([rows[i] for i in reading]).tolist(), strict=True):
-            tokens[i] = _choose_from_logits(rows[i], logits[i], u)
+        for (i, row), u in zip(reading, uniform([row for _, row in reading]).tolist(), strict=True):
+            tokens[i] = _choose_from_logits(row, logits[i], u)
             values[i] = float(logits[i, tokens[i]])
     return tokens, values
 

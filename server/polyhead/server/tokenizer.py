@@ -36,7 +36,7 @@ Text = str | tuple[str, str]
 
 
 class Tokenizer:
-    """Thread-safe: nothing changes after construction, and the library releases the GIL while it works."""
+    """Thread-safe: after construction nothing changes but what is remembered, and the library releases the GIL while it works."""
 
     def __init__(self, library: tokenizers.Tokenizer, spec: bundle_pb2.Tokenizer) -> None:
         library.no_truncation()  # too long is the caller's mistake to hear of, not ours to hide
@@ -47,6 +47,7 @@ class Tokenizer:
         self.eos_token_ids = frozenset(spec.eos_token_ids)
         self.vocabulary_size = library.get_vocab_size(with_added_tokens=True)
         self.takes_pairs = takes_pairs(library)
+        self._texts: dict[int, str] = {}  # of single tokens, as they are asked for
 
     @classmethod
     def from_file(cls, path: Path, spec: bundle_pb2.Tokenizer) -> "Tokenizer":
@@ -87,6 +88,13 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return self._library.decode(list(token_ids), skip_special_tokens=True)
+
+    def text_of(self, token_id: int) -> str:
+        """As `decode` gives it of this token alone."""
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = self.decode((token_id,))
+        return text
 
 
 def takes_pairs(library: tokenizers.Tokenizer) -> bool:

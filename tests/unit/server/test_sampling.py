@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
-from polyhead.server.sampling import MAX_GRAPH_TOP_K, TOP_K_SIZES, Adjustment, Row, choose, graph_top_k, uniform
+from polyhead.server.sampling import (
+    MAX_GRAPH_TOP_K,
+    TOP_K_SIZES,
+    Adjustment,
+    Row,
+    candidates,
+    choose,
+    graph_top_k,
+    uniform,
+)
 
 VOCABULARY = 400
 
@@ -39,7 +48,9 @@ def request_of(options: Sampling, logprobs: int | None = None) -> GenerationRequ
 
 
 def sample(rows: list[Row], logits: np.ndarray) -> list[int]:
-    return choose(rows, *graph_output(logits, graph_top_k([request_of(r.options) for r in rows])), logits)[0]
+    return choose(
+        rows, *graph_output(logits, graph_top_k(candidates(request_of(row.options)) for row in rows)), logits
+    )[0]
 
 
 def reference_weights(options: Sampling, logits: np.ndarray) -> np.ndarray:
@@ -148,7 +159,7 @@ def test_uniform_numbers_are_uniform_and_differ_by_seed_sample_and_position() ->
 @given(st.lists(OPTIONS, min_size=1, max_size=5), st.integers(0, 20))
 def test_the_graph_is_asked_for_enough_candidates(options: list[Sampling], logprobs: int) -> None:
     rows = [row_of(o) for o in options]
-    k = graph_top_k([request_of(o, logprobs) for o in options])
+    k = graph_top_k(candidates(request_of(o, logprobs)) for o in options)
     assert k in TOP_K_SIZES
     assert k >= logprobs
     assert all(

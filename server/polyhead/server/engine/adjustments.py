@@ -23,11 +23,11 @@ class Adjustments:
         self._bias = dict(request.sampling.logit_bias)
         sampling = request.sampling
         penalized = sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
-        self._plain = not (penalized or self._bias or sampling.bad_words or request.stopping.min_tokens)
+        self.are_none = not (penalized or self._bias or sampling.bad_words or request.stopping.min_tokens)
 
     def append(self, token: int) -> None:
         """A token was chosen and stands in the sequence already."""
-        if self._plain:
+        if self.are_none:
             return
         self._counts[token] = self._counts.get(token, 0) + 1
         if self._seen is not None:
@@ -35,7 +35,7 @@ class Adjustments:
 
     def current(self) -> Adjustment | None:
         """For the next token."""
-        if self._plain:
+        if self.are_none:
             return None
         seen, added, banned = self._penalized(), self._added(), self._banned()
         if seen is None and added is None and banned is None:

@@ -9,7 +9,8 @@ from polyhead.server.engine.sequence import GenerationTimes, Piece
 
 
 class Answer:
-    """Iterate over it with `async for`. Ends when every sample had its last piece; raises what the engine met instead."""
+    """Iterate over it with `async for`, one reader only. Ends when every sample had its last piece; raises what the engine met
+    instead."""
 
     def __init__(
         self, on_cancel: Callable[[], None], times_so_far: Callable[[], GenerationTimes | None], samples: int = 1
@@ -19,7 +20,7 @@ class Answer:
         """Of the first sample; None while it waits for a slot."""
         self._on_cancel = on_cancel
         self._arrived: deque[Piece | BaseException] = deque()
-        self._changed = asyncio.Event()
+        self._arrival: asyncio.Future[None] | None = None  # what the reader waits for
         self._samples = samples
         self._finished = 0
         self._over = False
@@ -33,7 +34,8 @@ class Answer:
     def deliver(self, item: Piece | BaseException) -> None:
         """Called in the event loop of the caller."""
         self._arrived.append(item)
-        self._changed.set()
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     def __aiter__(self) -> "Answer":
         return self
@@ -42,8 +44,8 @@ class Answer:
         if self._over:
             raise StopAsyncIteration
         while not self._arrived:
-            self._changed.clear()
-            await self._changed.wait()
+            self._arrival = self.loop.create_future()
+            await self._arrival
         return self._take()
 
     def _take(self) -> Piece:

@@ -92,7 +92,7 @@ class BeamSearch:
 
     def _candidates(self, beam: Beam, out: StepOutput, place: int) -> list[Candidate]:
         """The likeliest tokens after a beginning: enough for all beams though each end token be among them."""
-        adjustment = beam.progress.row().adjustment
+        adjustment = beam.progress.adjustment()
         most = self._options.width + len(self._end_tokens)
         if adjustment is None:
             values, ids = out.topk_values[place, :most], out.topk_ids[place, :most]

@@ -21,7 +21,7 @@ from polyhead.server.engine.sequence import GenerationRequest, Sequence, sequenc
 from polyhead.server.engine.slots import Slots
 from polyhead.server.engine.stepper import Pieces, Stepper
 from polyhead.server.errors import Unavailable
-from polyhead.server.runtime.decoder import Decoder
+from polyhead.server.runtime.decoder import Decoder, StepOutput
 from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.server.tokenizer import Tokenizer
 
@@ -62,6 +62,7 @@ class Generator:
         self._deliveries: list[Delivery] = []
         self._wake = threading.Condition()
         self._draining = self._closing = False
+        self._some_left = False  # callers: their rows have to be freed before the next step
         self._dead = self._ended = False
         self._idle_waiters: list[Future[None]] = []
         self._seconds_per_request = 0.0  # exponential moving average, for telling when to come back
@@ -135,6 +136,7 @@ class Generator:
                 sample.ended = True
                 if waiting:
                     del self._answers[sample]
+            self._some_left = True
             self._observer.queue_size(self._scheduler.waiting)
             self._wake.notify()
 
@@ -195,11 +197,15 @@ class Generator:
             self._hand_out(self._stepper.decode(rows))
 
     def _next_calls(self) -> list[list[Chunk]]:
-        with self._wake:  # a caller's rows are ended together
-            ended = [sequence for sequence in reversed(self._scheduler.admitted) if sequence.ended]
+        ended: list[Sequence] = []
+        with self._wake:
+            if self._some_left:  # a caller's rows are ended together
+                ended = [sequence for sequence in reversed(self._scheduler.admitted) if sequence.ended]
+                self._some_left = False
+            waiting = self._scheduler.waiting
         for sequence in ended:
             self._release(sequence)
-        while self._admit():
+        while waiting and self._admit():
             pass
         return self._scheduler.next_calls()
 
@@ -230,14 +236,24 @@ class Generator:
             for chunk in chunks:
                 self._prefill([chunk])
             return
+        begun: list[tuple[int, Chunk]] = []
         for row, chunk in enumerate(chunks):
             try:
                 self._scheduler.prefilled(chunk)
                 if chunk.is_last:
-                    self._hand_out(self._stepper.first_tokens(chunk, out, row))
+                    begun.append((row, chunk))
             except Exception as error:
                 log.exception("a request could not go on after its prompt")
                 self._fail(chunk.sequence, error)
+        if begun:
+            self._hand_out(self._first_tokens(begun, out))
+
+    def _first_tokens(self, begun: list[tuple[int, Chunk]], out: StepOutput) -> Pieces:
+        try:
+            return self._stepper.first_tokens(begun, out)
+        except Exception as error:
+            log.exception("requests could not go on after their prompts", rows=len(begun))
+            return [(chunk.sequence, error) for _, chunk in begun]
 
     def _hand_out(self, pieces: Pieces) -> None:
         over: list[tuple[Sequence, Exception | None]] = []
@@ -265,6 +281,7 @@ class Generator:
         with self._wake:
             for other, its in self._answers.items():
                 other.ended |= its is answer
+            self._some_left = True
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:

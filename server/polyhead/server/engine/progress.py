@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence as Tokens
 from concurrent.futures import Executor, Future
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from polyhead.server.engine.sequence import Counts, FinishReason, Piece, Sequenc
 from polyhead.server.engine.speculation import PromptLookup
 from polyhead.server.engine.text import StopStrings, TextStream
 from polyhead.server.runtime.decoder import StepOutput
-from polyhead.server.sampling import Row
+from polyhead.server.sampling import Adjustment, Row, candidates
 from polyhead.server.tokenizer import Tokenizer
 
 
@@ -33,6 +32,9 @@ class Progress:
         self._guesses: list[int] = []
         self._right = 0  # of these
         self._drafted = self._accepted = 0
+        self._chooses_likeliest = not request.sampling.temperature and self._adjustments.are_none and not self._matcher
+        self.candidates = candidates(request, len(tokenizer.eos_token_ids))
+        """Of the graph's likeliest tokens, so many are needed."""
         self._prompt_logprobs: list[TokenLogprob] = []
         self._alignment: list[NDArray[np.float32]] = []
 
@@ -41,13 +43,18 @@ class Progress:
         if self._matcher is not None:
             self._mask = executor.submit(self._matcher.allowed)
 
-    def row(self) -> Row:
-        """The choice of the next token."""
-        sequence, adjustment = self.sequence, self._adjustments.current()
-        if self._matcher is not None:
-            allowed = self._mask.result() if self._mask else self._matcher.allowed()
-            adjustment = self._adjustments.within(allowed)
-        return Row(sequence.request.sampling, sequence.position, sequence.sample_index, adjustment)
+    def row(self) -> Row | None:
+        """The choice of the next token; None: the likeliest one."""
+        if self._chooses_likeliest:
+            return None
+        sequence = self.sequence
+        return Row(sequence.request.sampling, sequence.position, sequence.sample_index, self.adjustment())
+
+    def adjustment(self) -> Adjustment | None:
+        """What penalties, bans and the grammar change of the next token's logits."""
+        if self._matcher is None:
+            return self._adjustments.current()
+        return self._adjustments.within(self._mask.result() if self._mask else self._matcher.allowed())
 
     def append(self, token: int) -> None:
         """A token was chosen: the sequence, penalties, grammar and guesses go on to the next."""
@@ -83,10 +90,10 @@ class Progress:
                 text, reason = self._flush(text)
                 reason = reason or FinishReason.LENGTH
         piece = Piece(text, (token,), () if logprob is None else (logprob,), reason, sample_index=sequence.sample_index)
-        if len(sequence.tokens) == 1 and self._prompt_logprobs:
-            piece = replace(piece, prompt_logprobs=self.prompt_logprobs)
+        if self._prompt_logprobs and len(sequence.tokens) == 1:
+            piece.prompt_logprobs = self.prompt_logprobs
         if reason:
-            return replace(piece, times=sequence.times(), counts=self._counts(), alignment=tuple(self._alignment))
+            piece.times, piece.counts, piece.alignment = sequence.times(), self._counts(), tuple(self._alignment)
         return piece
 
     @property

@@ -179,6 +179,8 @@ class Scheduler:
 
     def next_calls(self) -> list[list[Chunk]]:
         """Chunks to prefill next, those of an inner list in one call; none: this iteration has read what it may."""
+        if not self._prefilling:
+            return []
         chunks: list[Chunk] = []
         for sequence in self._by_turn():
             chunk = self._next_chunk(sequence)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
-from math import isfinite
 
 import numpy as np
 import structlog
@@ -95,11 +94,15 @@ class Stepper:
             self._progress[first.sequence].add_prompt_logprobs(following, out)
         return out
 
-    def first_tokens(self, chunk: Chunk, out: StepOutput, row: int) -> Pieces:
-        """After a prompt's last chunk, which has that row of a call's output: the first token of each sample."""
-        samples = [chunk.sequence, *chunk.sequence.siblings]
-        place = len(out.logits) - 1 if chunk.wants_every_position else row
-        return self._choose(samples, out, [place] * len(samples))
+    def first_tokens(self, last_chunks: Iterable[tuple[int, Chunk]], out: StepOutput) -> Pieces:
+        """After the last chunks of prompts, each with its row of a call's output: the first token of each sample."""
+        rows: list[Sequence] = []
+        places: list[int] = []
+        for row, chunk in last_chunks:
+            samples = (chunk.sequence, *chunk.sequence.siblings)
+            rows += samples
+            places += [len(out.logits) - 1 if chunk.wants_every_position else row] * len(samples)
+        return self._choose(rows, out, places)
 
     def decode(self, rows: list[Sequence]) -> Pieces:
         """The next token of every row; rows[i] sits in slot i. Rows that speculate may get several. Neighbours with the same adapter
@@ -168,16 +171,17 @@ class Stepper:
         return out
 
     def _top_k(self, rows: Iterable[Sequence]) -> int:
-        needed = graph_top_k([s.request for s in rows], len(self._tokenizer.eos_token_ids))
+        needed = graph_top_k(self._progress[sequence].candidates for sequence in rows)
         return min(needed, self._decoder.vocabulary_size)
 
     def _choose(self, rows: list[Sequence], out: StepOutput, at: Iterable[int]) -> Pieces:
         """Make each row's choice from the output's row `at` that belongs to it; a row that fails leaves the others alone."""
+        if not self._searches:
+            return self._sample(zip(rows, at, strict=True), out)
         places = dict(zip(rows, at, strict=True))
         searching = [sequence for sequence in rows if sequence in self._searches]
         pieces = [piece for first in searching for piece in self._search(first, out, places)]
-        plain = {s: place for s, place in places.items() if s.request.beam_search is None}
-        return pieces + self._sample(plain, out)
+        return pieces + self._sample([(s, at) for s, at in places.items() if s.request.beam_search is None], out)
 
     def _search(self, first: Sequence, out: StepOutput, places: dict[Sequence, int]) -> Pieces:
         """Extend the beams of a request by a token each; its answers, if these are all."""
@@ -200,25 +204,27 @@ class Stepper:
             return [(first, error)]
         return [(row, pieces[i] if i < len(pieces) else None) for i, row in enumerate(rows)]
 
-    def _sample(self, places: dict[Sequence, int], out: StepOutput) -> Pieces:
-        """The choices of rows that go on token by token."""
+    def _sample(self, places: Iterable[tuple[Sequence, int]], out: StepOutput) -> Pieces:
+        """The choices of rows that go on token by token, each with its row of the output."""
         pieces: Pieces = []
-        choices: list[tuple[Progress, int, Row]] = []
-        for sequence, place in places.items():
+        choices: list[tuple[Progress, Row | None]] = []
+        where: list[int] = []
+        are_numbers = np.isfinite(out.logsumexp).tolist()
+        for sequence, place in places:
             progress = self._progress[sequence]
             try:
-                if not isfinite(out.logsumexp[place]):
+                if not are_numbers[place]:
                     raise ArithmeticError("the model gave logits that are no numbers")
-                choices.append((progress, place, progress.row()))
+                choices.append((progress, progress.row()))
+                where.append(place)
             except Exception as error:
                 pieces.append((sequence, error))
         if not choices:
             return pieces
-        where = [place for _, place, _ in choices]
         out = out if where == list(range(len(out.logits))) else out.rows(where)
-        tokens, logits = choose([row for _, _, row in choices], out.topk_values, out.topk_ids, out.logits)
+        tokens, logits = choose([row for _, row in choices], out.topk_values, out.topk_ids, out.logits)
         now = self._clock()
-        for i, (progress, _, _) in enumerate(choices):
+        for i, (progress, _) in enumerate(choices):
             self._observe(progress.sequence, now)
             try:
                 entry, weights = progress.logprob(tokens[i], logits[i], out, i), progress.alignment(out, i)

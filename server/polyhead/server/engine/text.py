@@ -37,7 +37,8 @@ class TextStream:
         piece = text[len(self._sent_text) :]
         del self._window[: self._sent_tokens]
         self._sent_tokens = len(self._window)
-        self._sent_text = self._tokenizer.decode(self._window)
+        alone = self._sent_tokens == 1  # as nearly always
+        self._sent_text = self._tokenizer.text_of(self._window[0]) if alone else self._tokenizer.decode(self._window)
         return piece
 
 
