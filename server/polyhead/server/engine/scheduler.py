@@ -27,8 +27,8 @@ class GeneratorLimits:
     max_queue_tokens: int
     """Prompt tokens that may wait for a slot."""
     prefill_budget_tokens: int
-    """Tokens that are read between two steps of the decoding rows for each prompt, a chunk at least: of those that have a lane or could
-    have one, as many as there are lanes. Tokens behind LONG_CONTEXT count twice."""
+    """Tokens that are read between two steps of the decoding rows for each prompt that has a lane, or a slot free for its answer; a
+    chunk at least. While rows decode, for as many prompts as there are lanes at most. Tokens behind LONG_CONTEXT count twice."""
 
 
 MOST_PADDING = 8
@@ -173,9 +173,10 @@ class Scheduler:
         """Set the iteration's budget. Who comes later shares it: else a stream of prompts whose answers end with their first token would
         let nobody decode."""
         self._spent.clear()
-        readable = len(self._prefilling) + min(self.waiting, self._slots.free)
-        each = max(self._limits.prefill_budget_tokens, self._chunk_tokens)
-        self._budget = each * min(max(1, readable), self._slots.lanes)
+        readable = max(1, len(self._prefilling) + min(self.waiting, self._slots.free))
+        if self._slots.decoding:  # else nobody waits for a step
+            readable = min(readable, self._slots.lanes)
+        self._budget = readable * max(self._limits.prefill_budget_tokens, self._chunk_tokens)
 
     def next_calls(self) -> list[list[Chunk]]:
         """Chunks to prefill next, those of an inner list in one call; none: this iteration has read what it may."""
