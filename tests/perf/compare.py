@@ -48,9 +48,47 @@ BUNDLES = {
 }
 """Polyhead's, and how they are exported."""
 REFERENCE = "Polyhead int8, int8 cache, in process"
+SERVED = "Polyhead int8, int8 cache, over gRPC"
+LLAMA, GENAI = ("llama.cpp Q8_0", "llama.cpp Q4_0"), ("onnxruntime-genai int8", "onnxruntime-genai int4")
 
 Figures = dict[str, float]
 """tokens_per_second and time_to_first_token of one run."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio of one contender to the best of some others within a round, and what it shall be."""
+
+    streams: int
+    figure: str
+    ours: str
+    theirs: tuple[str, ...]
+    limit: float
+
+    @property
+    def at_least(self) -> bool:
+        return self.figure == "tokens_per_second"
+
+    def ratios(self, rows: dict[str, list[Figures]]) -> list[float]:
+        """One for each round; none if a contender did not run."""
+        if not {self.ours, *self.theirs} <= rows.keys():
+            return []
+        best = max if self.at_least else min
+        others = [
+            best(run[self.figure] for run in runs) for runs in zip(*(rows[name] for name in self.theirs), strict=True)
+        ]
+        return [run[self.figure] / other for run, other in zip(rows[self.ours], others, strict=True)]
+
+
+GOALS = (
+    Goal(16, "tokens_per_second", SERVED, LLAMA, 1.2),
+    Goal(16, "tokens_per_second", SERVED, GENAI, 1.5),
+    Goal(16, "time_to_first_token", SERVED, LLAMA, 0.7),
+    Goal(16, "tokens_per_second", SERVED, (REFERENCE,), 0.9),
+    Goal(1, "tokens_per_second", "Polyhead int4, in process", ("llama.cpp Q4_0",), 0.75),
+    Goal(1, "tokens_per_second", "Polyhead int4, in process", ("onnxruntime-genai int4",), 1.0),
+)
+"""What Polyhead is held to."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +113,7 @@ def main(options: argparse.Namespace) -> int:
                 disturbed = f" (others took {others:.0%} of the processors)" if others > MOST_DISTURBANCE else ""
                 print(f"{streams} streams, round {number + 1}: {one.name}: {line(figures)}{disturbed}", flush=True)
     (WORK / "results.json").write_text(json.dumps(results))
-    text = "\n\n".join([machine(), *(table(streams, rows) for streams, rows in results.items())])
+    text = "\n\n".join([machine(), *(table(streams, rows) for streams, rows in results.items()), goals(results)])
     print(f"\n{text}")
     if not options.dry and set(options.only) == {"polyhead", *PACKAGES} and set(options.streams) == set(STREAMS):
         write_into(DOCUMENT, "peers", text)
@@ -257,6 +295,26 @@ def table(streams: int, rows: dict[str, list[Figures]]) -> str:
         pairs = zip(runs, reference or runs, strict=True)
         ratio = median(run["tokens_per_second"] / other["tokens_per_second"] for run, other in pairs)
         lines.append(f"| {name} | {speed:.0f} | {ratio:.2f} | {first:.2f} |")
+    return "\n".join(lines)
+
+
+def goals(results: dict[int, dict[str, list[Figures]]]) -> str:
+    """Markdown: each of GOALS, the median of its rounds, whether that is met, and each round."""
+    lines = [
+        "**What is wanted**, ratios within a round",
+        "",
+        "| | wanted | median | | by round |",
+        "|---|---|---|---|---|",
+    ]
+    for goal in GOALS:
+        if ratios := goal.ratios(results.get(goal.streams, {})):
+            middle = median(ratios)
+            met = middle >= goal.limit if goal.at_least else middle <= goal.limit
+            streams = f"{goal.streams} stream{'s' * (goal.streams > 1)}"
+            what = f"{streams}, {goal.figure.replace('_', ' ')}: {goal.ours} to {' or '.join(goal.theirs)}"
+            wanted = f"at {'least' if goal.at_least else 'most'} {goal.limit}"
+            rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            lines.append(f"| {what} | {wanted} | {middle:.2f} | {'met' if met else '**missed**'} | {rounds} |")
     return "\n".join(lines)
 
 

@@ -5,7 +5,6 @@ python polyhead_peer.py MODELS/NAME/VERSION [--streams 16] [--prompt 128] [--tok
 
 import asyncio
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from workload import Workload, read_arguments, report
@@ -60,7 +59,7 @@ async def main(path: Path, work: Workload) -> None:
     engine = Generator(decoder, tokenizer, LIMITS, Unwatched())
     engine.start()
     vocabulary = bundle.manifest.limits.vocabulary_size
-    await run(engine, vocabulary, replace(work, tokens=8))
+    await run(engine, vocabulary, work)  # takes up the slots' memory, which llama.cpp has from the beginning
     report(work, *await run(engine, vocabulary, work))
     engine.close()
 
