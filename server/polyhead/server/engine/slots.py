@@ -51,9 +51,7 @@ class Slots:
     def promote(self, sequence: Sequence) -> None:
         """Its prefill ended: it and its siblings, who share the prompt, get the slots behind the last one with their adapter."""
         samples, length = (sequence, *sequence.siblings), sequence.cached
-        first = next(
-            (end for end in self._ends(0) if self._adapter(end - 1) == sequence.request.adapter), len(self.decoding)
-        )
+        first = self._end_of(sequence.request.adapter)
         moves = self._making_room(first, len(samples))
         with ExitStack() as undo:
             for source, target in moves:
@@ -66,11 +64,12 @@ class Slots:
             undo.pop_all()  # nothing from here on can fail halfway
         for sample in samples:
             sample.cached = length
-        moved = dict(moves)
-        rows = {moved.get(slot, slot): row for slot, row in enumerate(self.decoding)} | dict(enumerate(samples, first))
-        self.decoding[:] = [rows[slot] for slot in range(len(rows))]
-        for slot, row in rows.items():
-            row.slot = slot
+        moved, behind = dict(moves), self.decoding[first:]
+        self.decoding[first:] = [*samples, *behind]
+        for slot, row in enumerate(behind, first):
+            self.decoding[moved.get(slot, slot)] = row
+        for slot in range(first, len(self.decoding)):
+            self.decoding[slot].slot = slot
         self.leave(sequence)
 
     def leave(self, sequence: Sequence) -> None:
@@ -89,6 +88,13 @@ class Slots:
                 self.decoding[gap], last.slot, gap = last, gap, last.slot
         self.decoding.pop()
         sequence.slot = -1
+
+    def _end_of(self, adapter: str) -> int:
+        """Behind the last row with an adapter; behind all if there is none."""
+        count = len(self.decoding)
+        if not count or self._adapter(count - 1) == adapter:
+            return count
+        return next((end for end in self._ends(0) if self._adapter(end - 1) == adapter), count)
 
     def _adapter(self, slot: int) -> str:
         return self.decoding[slot].request.adapter

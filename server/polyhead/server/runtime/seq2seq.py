@@ -66,6 +66,7 @@ class Seq2SeqDecoder:
             manifest, slots=slots, lanes=self.lanes, capacity=capacity, source_capacity=source_capacity
         )
         self._bindings: dict[tuple[int, int, int], _Binding] = {}
+        self._wholes: dict[tuple[int, int], StepOutput] = {}  # of steps of several pools, by rows and candidates
         self._logits: dict[int, Array] = {}  # of each pool, and of a whole step: bindings of many shapes share them
 
     @property
@@ -124,22 +125,29 @@ class Seq2SeqDecoder:
         """A call for each pool that has rows. tokens (B,) of the slots or lanes from `first` on, which hold so many tokens, the
         source's too if they decode."""
         rows = len(tokens)
-        outputs: list[tuple[Array, StepOutput]] = []
-        for pool in pools:
-            if pool.slots:
-                at = np.array(pool.slots) - first
-                sources = pool.source_lengths[: len(at)]
-                positions = np.maximum(held[at] - sources, 0)
-                outputs.append((at, self._run(pool, tokens[at], positions, sources, top_k)))
-                pool.answer_lengths[: len(at)] = positions + 1
-        assert sum(len(at) for at, _ in outputs) == rows, "every row of a step has been begun"
-        if len(outputs) == 1 and np.array_equal(outputs[0][0], np.arange(rows)):
-            return outputs[0][1]
+        busy = [pool for pool in pools if pool.slots]
+        assert sum(len(pool.slots) for pool in busy) == rows, "every row of a step has been begun"
+        if len(busy) == 1 and busy[0].slots == list(range(first, first + rows)):
+            return self._advance(busy[0], tokens, held, top_k)
+        places = [np.array(pool.slots) - first for pool in busy]
+        outputs = [
+            (at, self._advance(pool, tokens[at], held[at], top_k)) for pool, at in zip(busy, places, strict=True)
+        ]
         return self._joined(outputs, rows, top_k)
+
+    def _advance(self, pool: Pool, tokens: Array, held: Array, top_k: int) -> StepOutput:
+        """The same for the rows of one pool."""
+        sources = pool.source_lengths[: len(tokens)]
+        positions = np.maximum(held - sources, 0)
+        output = self._run(pool, tokens, positions, sources, top_k)
+        pool.answer_lengths[: len(tokens)] = positions + 1
+        return output
 
     def _joined(self, outputs: Sequence[tuple[Array, StepOutput]], rows: int, top_k: int) -> StepOutput:
         """What the calls gave, in the order of slots."""
-        whole = self._output(0, rows, top_k, self.longest_prompt)
+        if (rows, top_k) not in self._wholes:
+            self._wholes[rows, top_k] = self._output(0, rows, top_k, self.longest_prompt)
+        whole = self._wholes[rows, top_k]
         for at, output in outputs:
             for name in _OUTPUTS:
                 getattr(whole, name)[at] = getattr(output, name)
