@@ -7,14 +7,16 @@ from pathlib import Path
 import grpc
 import pytest
 
+from polyhead.client import AsyncClient, ModelFailed
 from polyhead.server.bundle import read_manifest
 from polyhead.server.config import Settings
+from polyhead.server.errors import Unavailable
 from polyhead.server.loader import memory_needed
 from polyhead.v1 import model_pb2
 from tests.bundles import CLASSIFIER, EMBEDDER, GENERATOR
 from tests.integration.conftest import Running, Start, endless, until
 from tests.integration.repositories import POLL, answered_by, becomes, embed, listing
-from tests.versions import add_version, made
+from tests.versions import add_version, made, remove_version
 
 NAMES = ("a", "b", "c")
 
@@ -88,6 +90,96 @@ async def test_what_can_never_fit_on_demand_says_so_to_who_asks_for_it(start: St
     running = await start(models=models, on_demand=("*",), max_model_memory=size // 2)
     with pytest.raises(grpc.aio.AioRpcError, match=r"FAILED_PRECONDITION[\s\S]*needs about .* of memory; --max-model"):
         await embed(running, name="a")
+
+
+async def test_no_room_on_demand_is_told_to_who_asks_and_over_when_the_memory_is(
+    start: Start, models: Path, size: int
+) -> None:
+    limit = size * 3 // 2
+    shutil.rmtree(models / "c")
+    running = await start(models=models, on_demand=("b",), max_model_memory=limit, allow_model_control=True)
+    for _ in range(2):
+        with pytest.raises(
+            grpc.aio.AioRpcError, match=r"FAILED_PRECONDITION[\s\S]*failed to load: needs about .*, of which a:1 take"
+        ):
+            await embed(running, name="b")
+        assert await states(running) == {"a": "READY", "b": "UNLOADED"}
+    assert (await listing(running))["b:1"].reason.startswith("needs about ")
+    async with AsyncClient(running.target) as client:
+        with pytest.raises(ModelFailed, match="needs about"):
+            await client.load_model("b")
+        await client.unload_model("a")
+    assert (await listing(running))["b:1"].reason == ""
+    assert await answered_by(running, name="b") == "1"
+    assert running.metric("model_loads_total", model="b", result="failed") == 0
+
+
+async def test_what_stays_loaded_and_found_no_room_is_loaded_when_there_is(
+    start: Start, models: Path, size: int
+) -> None:
+    running = await start(models=models, max_model_memory=size * 5 // 2, reload_seconds=POLL)
+    assert await states(running) == {"a": "READY", "b": "READY", "c": "FAILED"}
+    shutil.rmtree(models / "a")
+    found = await becomes(running, "c", v1="READY")
+    assert found["c:1"].reason == ""
+
+
+async def test_a_model_on_demand_makes_no_room_for_its_own_reloading(start: Start, models: Path, size: int) -> None:
+    running = await start(models=models, on_demand=("*",), max_model_memory=size * 3 // 2, allow_model_control=True)
+    await answered_by(running, name="b")
+    async with AsyncClient(running.target) as client:
+        with pytest.raises(ModelFailed, match=r"failed to load: needs about .*, of which b:1 take"):
+            await client.reload_model("b")
+    assert (await states(running))["b"] == "READY"
+    assert running.metric("model_loads_total", model="b", result="ready") == 1
+    assert await answered_by(running, name="b") == "1"
+
+
+async def test_a_changed_folder_that_does_not_fit_beside_costs_nothing(start: Start, models: Path, size: int) -> None:
+    running = await start(models=models, on_demand=("b",), max_model_memory=size * 7 // 2, reload_seconds=POLL)
+    before = (await embed(running, name="b")).embeddings
+    remove_version(models, "b", 1)
+    shutil.copytree(made(EMBEDDER, 1), models / "b" / ".1")
+    (models / "b" / ".1").rename(models / "b" / "1")
+    found = await becomes(running, "b", v1="READY")
+    while not found["b:1"].reason:
+        found = await becomes(running, "b", v1="READY")
+    assert "still serves, but its folder has changed and failed to load: needs about" in found["b:1"].reason
+    assert (await embed(running, name="b")).embeddings == before
+    shutil.rmtree(models / "a")
+    async with asyncio.timeout(20):
+        while (await embed(running, name="b")).embeddings == before:
+            pass
+
+
+async def test_an_engine_that_died_is_replaced_where_two_do_not_fit(
+    start: Start, models: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(BaseException):
+        """What no engine can go on from."""
+
+    def die(*_: object) -> None:
+        raise Broken
+
+    running = await start(models=models, max_model_memory=size * 7 // 2, allow_model_control=True)
+    monkeypatch.setattr(running.app.repository.find("a", "", None).encoder._encoder, "run", die)
+    with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+        await embed(running, name="a")
+    async with AsyncClient(running.target) as client:
+        await client.reload_model("a")
+    assert await answered_by(running, name="a") == "1"
+
+
+async def test_an_order_that_is_overtaken_does_not_say_that_it_is_done(start: Start, models: Path) -> None:
+    running = await start(models=models, on_demand=("a",), allow_model_control=True)
+    repository = running.app.repository
+    await repository._admission.acquire()  # as if others were being loaded for long
+    loading = asyncio.create_task(repository.load_version("a", ""))
+    await until(lambda: repository.entry("a").forced)
+    await repository.unload_version("a", "")
+    repository._admission.release()
+    with pytest.raises(Unavailable, match="was unloaded again meanwhile"):
+        await loading
 
 
 async def test_a_model_that_has_to_go_ends_its_answers_first(start: Start, tmp_path: Path) -> None:

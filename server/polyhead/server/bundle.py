@@ -8,6 +8,7 @@ leave the bundle, and what is inside the bundle is listed and hashed like everyt
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,9 @@ from polyhead.server.manifest import MANIFEST_FILE, SCHEMA_VERSION, check_manife
 from polyhead.v1 import bundle_pb2
 
 MAX_MANIFEST_BYTES = 16 * 2**20
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+VERSION = re.compile(r"[1-9][0-9]{0,17}")
+"""What the folder of a bundle may be called, and that of a model."""
 
 Signature = Sequence[tuple[str, str, Sequence[str]]]
 """Name, ONNX element type and shape of each tensor on one side of a graph."""

@@ -36,7 +36,7 @@ class WrongTask(PolyheadError):
 
 
 class ModelFailed(PolyheadError):
-    """The model could not be loaded; the text says why. Asking again does not help."""
+    """The model could not be loaded; the text says why. Asking again does not help before that has changed."""
 
 
 class NotAllowed(PolyheadError):

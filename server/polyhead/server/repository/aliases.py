@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from polyhead.server.bundle import VERSION
+
 ALIASES_FILE = "aliases.json"
 MAX_ALIASES_BYTES = 65_536
 DEFAULT = "default"
 ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
-VERSION = re.compile(r"[1-9][0-9]{0,17}")
 MAX_WEIGHT = 1_000_000
 
 Weights: TypeAlias = dict[int, int]
@@ -29,12 +30,23 @@ class AliasError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """An `aliases.json` that is not to be read."""
+
+    reason: str
+
+
+Source: TypeAlias = bytes | Unread | None
+"""Content of an `aliases.json`; None if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Aliases:
     """A model's aliases, from the bytes of its file."""
 
     routes: Mapping[str, Weights] = field(default_factory=dict)
-    source: bytes | None = None
-    """What they were read from, perhaps in vain; None: there was no file."""
+    source: Source = None
+    """What they were read from, perhaps in vain."""
     reason: str = ""
     """Why the file could not be taken; the routes are then those of the last one that could."""
 
@@ -42,8 +54,10 @@ class Aliases:
         """Every version that an alias names."""
         return {version for weights in self.routes.values() for version in weights}
 
-    def reread(self, source: bytes | None) -> "Aliases":
+    def reread(self, source: Source) -> "Aliases":
         """What a file that has changed makes of them."""
+        if isinstance(source, Unread):
+            return Aliases(self.routes, source, source.reason)
         try:
             return Aliases({} if source is None else parse(source), source)
         except AliasError as error:

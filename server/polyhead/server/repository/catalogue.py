@@ -3,11 +3,12 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from polyhead.server.bundle import VERSION
 from polyhead.server.errors import InvalidInput, ModelFailed, ModelNotFound, Unavailable, WrongTask
 from polyhead.server.repository.aliases import ALIAS, DEFAULT, Aliases, Weights, choose
 from polyhead.server.repository.entry import Entry, State
 from polyhead.server.repository.policy import Orders
-from polyhead.server.repository.scan import VERSION, VersionFolder
+from polyhead.server.repository.scan import VersionFolder
 from polyhead.v1 import bundle_pb2
 
 TASKS = {

@@ -29,7 +29,8 @@ class State(Enum):
 class Entry:
     """One version of a model, loaded at most once: loading it again makes another entry.
 
-    `model` is there when READY or UNLOADING, `reason` when FAILED or WAITING, `manifest` as soon as it could be read.
+    `model` is there when READY or UNLOADING, `reason` when FAILED or WAITING, or where there is `no_room`, `manifest` as
+    soon as it could be read.
     """
 
     name: str
@@ -45,6 +46,8 @@ class Entry:
     model: LiveModel | None = None
     memory: int = 0
     """Bytes set aside for it; 0 when it is not in memory."""
+    no_room: bool = False
+    """It could not be loaded because others have the memory; it is tried again when some is released."""
     users: int = 0
     """Requests that run on it, or wait for it."""
     last_used: int = 0

@@ -21,11 +21,11 @@ import structlog
 
 from polyhead.server.background import in_background
 from polyhead.server.bundle import check_sizes, one_line
-from polyhead.server.errors import BundleError, Unavailable
+from polyhead.server.errors import BundleError, ModelFailed, Unavailable
 from polyhead.server.loader import LiveModel
 from polyhead.server.repository.catalogue import Catalogue, Model
 from polyhead.server.repository.entry import Entry, Load, State
-from polyhead.server.repository.memory import Holder, Stay, readable, room, staying
+from polyhead.server.repository.memory import Holder, NoRoom, Room, Stay, readable, room, staying
 from polyhead.server.repository.policy import Policy
 from polyhead.server.repository.scan import look_into
 from polyhead.server.runtime.memory import trim
@@ -95,6 +95,7 @@ class Lifecycle(Catalogue):
     async def stop(self) -> None:
         """Give up what is being loaded, and begin nothing more."""
         self._stopped = True
+        self._notify()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -128,17 +129,22 @@ class Lifecycle(Catalogue):
     def _begin(self, entry: Entry, *, final: bool) -> None:
         """Start loading. `final`: what is not complete has FAILED, else it is WAITING."""
         if not self._stopped:
+            if entry.no_room:
+                entry.no_room, entry.reason = False, ""
             entry.state = State.LOADING
             entry.task = self._spawn(self._bring(entry, final))
 
     async def _wake(self, entry: Entry) -> None:
-        """Wait until a model on demand is READY or FAILED, or something else became of it."""
+        """Wait until a model on demand is READY or FAILED, or something else became of it. Raises ModelFailed where there is
+        no room for it now: what is FAILED is refused to all, this to those who wait."""
         if self._stopped:
             raise Unavailable("the server is draining")
         if entry.state is State.UNLOADED:
             self._begin(entry, final=True)
         while entry.state is State.LOADING:
             await self._next_change()
+        if entry.no_room and entry.state is State.UNLOADED:
+            raise ModelFailed(f"{entry} failed to load: {entry.reason}")
 
     async def _bring(self, entry: Entry, final: bool) -> None:
         began = time.perf_counter()
@@ -155,6 +161,7 @@ class Lifecycle(Catalogue):
             entry.model = await self._load(entry.name, entry.version, entry.folder, manifest)
         except asyncio.CancelledError:
             entry.state, entry.memory = State.UNLOADED, 0
+            self._try_again()
             raise
         except Exception as error:
             self._failed(entry, error, final)
@@ -192,7 +199,9 @@ class Lifecycle(Catalogue):
     def _failed(self, entry: Entry, error: Exception, final: bool) -> None:
         """What is wrong with a bundle is told to callers; anything else may be none of their business."""
         entry.memory = 0
-        if isinstance(error, BundleError):
+        if isinstance(error, NoRoom):
+            self._found_no_room(entry, error)
+        elif isinstance(error, BundleError):
             entry.reason = one_line(error)
             if final:
                 self._give_up(entry)
@@ -201,6 +210,16 @@ class Lifecycle(Catalogue):
         else:
             entry.reason = UNFORESEEN
             self._give_up(entry, exc_info=error)
+        self._try_again()
+
+    def _found_no_room(self, entry: Entry, error: NoRoom) -> None:
+        """What is there on demand goes on waiting for requests."""
+        entry.reason, entry.no_room = one_line(error), True
+        if entry.on_demand and self._models[entry.name].entries[entry.version] is entry:
+            entry.state, entry.forced = State.UNLOADED, False
+            log.warning("no room for model", model=entry.name, version=entry.version, reason=entry.reason)
+        else:
+            self._give_up(entry)
 
     def _give_up(self, entry: Entry, **more: object) -> None:
         entry.state = State.FAILED
@@ -215,26 +234,48 @@ class Lifecycle(Catalogue):
     # Memory.
 
     async def _make_room(self, entry: Entry) -> None:
-        """Set memory aside, unloading models on demand if it takes that. Raises BundleError if it can't be had."""
-        assert entry.manifest
-        need = self._policy.estimate(entry.manifest)
+        """Set memory aside, unloading models on demand if it takes that. Raises NoRoom if it can't be had, BundleError if it
+        never can."""
         while True:
-            holders = [holder(other) for other in self._in_memory() if other.memory]
-            found = room(need, self._policy.max_memory, holders)
+            found = self._room_for(entry)
             if found is None:
-                raise BundleError(self._no_room(need, holders))
+                raise self._too_much(entry)
             if found.now:
-                entry.memory = need
+                entry.memory = self._need(entry)
                 return
             for victim in found.unload:
                 self._evict(victim)
             await self._next_change()
 
-    def _no_room(self, need: int, holders: list[Holder[Entry]]) -> str:
+    def _need(self, entry: Entry) -> int:
+        assert entry.manifest
+        return self._policy.estimate(entry.manifest)
+
+    def _room_for(self, entry: Entry) -> Room[Entry] | None:
+        return room(self._need(entry), self._policy.max_memory, self._holders(entry))
+
+    def _holders(self, entry: Entry) -> list[Holder[Entry]]:
+        """Who has memory, as an entry that wants some sees it: the same version that still serves makes no room for it."""
+        current = self._models[entry.name].entries.get(entry.version)
+        return [holder(other, stays=other is current) for other in self._in_memory() if other.memory]
+
+    def _too_much(self, entry: Entry) -> NoRoom | BundleError:
+        need, limit, holders = self._need(entry), self._policy.max_memory or 0, self._holders(entry)
+        text = f"needs about {readable(need)} of memory; --max-model-memory is {readable(limit)}"
+        if need > limit:
+            return BundleError(text)
         names = sorted(f"{h.who.name}:{h.who.version}" for h in holders if h.stay is Stay.FOREVER)
-        taken = f", of which {', '.join(names)} take {readable(staying(holders))}" if names else ""
-        limit = readable(self._policy.max_memory or 0)
-        return f"needs about {readable(need)} of memory; --max-model-memory is {limit}{taken}"
+        return NoRoom(f"{text}, of which {', '.join(names)} take {readable(staying(holders))}")
+
+    def _try_again(self) -> None:
+        """Memory was released: load what there was no room for and now is. What waits for requests goes on waiting."""
+        for entry in itertools.chain(*map(with_successor, self.entries())):
+            if not entry.no_room or self._room_for(entry) is None:
+                continue
+            if entry.state is State.UNLOADED and not entry.beside:
+                entry.no_room, entry.reason = False, ""
+            else:
+                self._begin(entry, final=True)
 
     def _evict(self, entry: Entry) -> None:
         """Unload what is there on demand; the next request for it loads it again."""
@@ -271,6 +312,7 @@ class Lifecycle(Catalogue):
         del self._leaving[entry]
         log.info("model unloaded", model=entry.name, version=entry.version, why=why)
         self._on_change(self, entry)
+        self._try_again()
         self._notify()
 
     # Waiting for each other.
@@ -295,10 +337,17 @@ def with_successor(entry: Entry) -> Iterator[Entry]:
         yield entry.successor
 
 
-def holder(entry: Entry) -> Holder[Entry]:
+def holder(entry: Entry, *, stays: bool = False) -> Holder[Entry]:
+    """`stays`: even if it is there on demand."""
     stay = Stay.FOREVER
-    if entry.state is State.UNLOADING or (entry.on_demand and entry.state is State.LOADING):
+    coming = entry.state is State.LOADING or is_being_replaced(entry)
+    if entry.state is State.UNLOADING or (entry.on_demand and coming):
         stay = Stay.FOR_NOW
-    elif entry.on_demand:
+    elif entry.on_demand and not stays:
         stay = Stay.UNTIL_ASKED
     return Holder(entry, entry.memory, stay, entry.users > 0, entry.last_used)
+
+
+def is_being_replaced(entry: Entry) -> bool:
+    """By the same version, which has its memory already and will be READY or FAILED by itself."""
+    return entry.successor is not None and entry.successor.state is State.LOADING and entry.successor.memory > 0

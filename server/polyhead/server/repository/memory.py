@@ -8,6 +8,10 @@ from typing import Generic, TypeVar
 Who = TypeVar("Who")
 
 
+class NoRoom(Exception):
+    """Others have the memory that a model needs; the text says who. When they have left it may be there."""
+
+
 class Stay(Enum):
     """How soon what a holder has can be free."""
 

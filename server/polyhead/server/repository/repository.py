@@ -7,14 +7,14 @@ from pathlib import Path
 import structlog
 
 from polyhead.server.background import in_background
-from polyhead.server.bundle import one_line
-from polyhead.server.errors import InvalidInput, ModelFailed, ModelNotFound
+from polyhead.server.bundle import VERSION, one_line
+from polyhead.server.errors import InvalidInput, ModelFailed, ModelNotFound, Unavailable
 from polyhead.server.loader import LiveModel
 from polyhead.server.repository.catalogue import Model, listed
 from polyhead.server.repository.entry import Entry, Load, State
 from polyhead.server.repository.lifecycle import Lifecycle, OnChange, nobody, with_successor
 from polyhead.server.repository.policy import Policy, to_keep, to_load
-from polyhead.server.repository.scan import VERSION, ModelFolder, VersionFolder, scan, scan_all
+from polyhead.server.repository.scan import ModelFolder, VersionFolder, scan, scan_all
 from polyhead.v1 import bundle_pb2
 
 SETTLED_POLLS = 3
@@ -84,7 +84,8 @@ class Repository(Lifecycle):
 
     async def load_version(self, name: str, version: str) -> Entry:
         """Have a version in memory ('': the newest there is), also if it was unloaded by order or failed; one that is
-        named stays whatever there is newer. Returns when it is READY. Raises InvalidInput, ModelNotFound, ModelFailed."""
+        named stays whatever there is newer. Returns when it is READY. Raises InvalidInput, ModelNotFound, ModelFailed,
+        Unavailable."""
         model, number = await self._order_load(name, version)
         entry = model.entries[number]
         if not entry.alive:
@@ -130,7 +131,7 @@ class Repository(Lifecycle):
         """Load a version afresh: beside the one that serves, or in its place if none does."""
         if entry.state is State.LOADING and not entry.on_demand:
             return entry
-        if entry.state is State.READY:
+        if entry.alive:
             if entry.successor and entry.successor.task and entry.successor.state is State.LOADING:
                 entry.successor.forced = True
                 return entry.successor
@@ -143,11 +144,13 @@ class Repository(Lifecycle):
         return again
 
     async def _outcome(self, entry: Entry) -> Entry:
-        while entry.coming:
+        while entry.coming and not self._stopped:
             await self._next_change()
-        if entry.state is State.FAILED:
+        if entry.state is State.READY:
+            return entry
+        if entry.state is State.FAILED or entry.no_room:
             raise ModelFailed(f"{entry} failed to load: {entry.reason}")
-        return entry
+        raise Unavailable("the server is draining" if self._stopped else f"{entry} was unloaded again meanwhile")
 
     # What the folder says.
 

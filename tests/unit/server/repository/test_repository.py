@@ -1,11 +1,20 @@
 """Names and versions → entries and live models."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from polyhead.server.errors import InvalidInput, ModelFailed, ModelNotFound, PolyheadError, Unavailable, WrongTask
+from polyhead.server.errors import (
+    BundleError,
+    InvalidInput,
+    ModelFailed,
+    ModelNotFound,
+    PolyheadError,
+    Unavailable,
+    WrongTask,
+)
 from polyhead.server.loader import LiveModel
 from polyhead.server.repository import Entry, Lifecycle, Load, Policy, Repository, State
 from polyhead.v1 import bundle_pb2
@@ -139,6 +148,25 @@ async def test_what_nobody_foresaw_fails_a_model_without_telling_callers_why(fol
     reasons = {(entry.state, entry.reason) for entry in repository.entries()}
     assert reasons == {(State.FAILED, "internal error; the server's log says more")}
     assert {type(line["exc_info"]) for line in logs} == {MemoryError}
+
+
+async def test_memory_of_a_model_that_fails_is_there_for_others(folder: Path, live: Load) -> None:
+    others = asyncio.Event()
+
+    async def load(name: str, version: int, path: Path, manifest: bundle_pb2.Bundle) -> LiveModel:
+        if name == "a":
+            await others.wait()
+            raise BundleError("no graph")
+        return await live(name, version, path, manifest)
+
+    def on_change(lifecycle: Lifecycle, _: Entry) -> None:
+        if all(entry.state is not State.LOADING for entry in lifecycle.entries() if entry.name != "a"):
+            others.set()
+
+    repository = Repository(folder, load, Policy(max_memory=5, estimate=lambda _: 2), on_change)
+    await repository.load()
+    states = {(entry.name, entry.version): entry.state for entry in repository.entries() if entry.name != "a"}
+    assert states == {("b", 1): State.READY, (bundles.GENERATOR, 1): State.READY}
 
 
 async def test_latest_knows_only_the_greatest_version_of_each_model(folder: Path, embedder: LiveModel) -> None:
