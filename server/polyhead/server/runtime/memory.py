@@ -13,8 +13,8 @@ _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)$")
 _libc = ctypes.CDLL(None)
 
 WORTHWHILE = 16 * 1024 * 1024
-"""Bytes of files from which on their pages are given back after every call; a call that gives back and reads again takes some 0.2 ms
-longer."""
+"""Bytes of a mapping from which on its pages are given back after every call: those of token tables. Each of the many small ones would
+take a call some microseconds longer."""
 
 
 class FilePages:
@@ -29,19 +29,19 @@ class FilePages:
         """Of the files that are mapped now. Owned by who owns the sessions that did it: addresses mean something else once they are
         closed. Lets go of what was read so far. Mappings that were written to are left as they are."""
         inside = f"{folder.resolve()}/"
-        self._mappings = [(begin, end - begin) for begin, end, path in _unwritten() if path.startswith(inside)]
-        self._let_go()
-        if sum(size for _, size in self._mappings) < WORTHWHILE:
-            self._mappings.clear()
+        mappings = [(begin, end - begin) for begin, end, path in _unwritten() if path.startswith(inside)]
+        _let_go(mappings)
+        self._tables = [(begin, size) for begin, size in mappings if size >= WORTHWHILE]
 
     def after_call(self) -> None:
-        """Let go of what the call has read, unless all the files are small."""
-        if self._mappings:
-            self._let_go()
+        """Let go of what the call has looked up."""
+        _let_go(self._tables)
 
-    def _let_go(self) -> None:
-        for begin, size in self._mappings:
-            _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+def _let_go(mappings: list[tuple[int, int]]) -> None:
+    """Each from an address on, so many bytes."""
+    for begin, size in mappings:
+        _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 def trim() -> None:
