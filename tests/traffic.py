@@ -99,13 +99,14 @@ PROMPTS = st.builds(
 )
 
 STOPPINGS = st.builds(
-    lambda max_tokens, min_tokens, stop, ignore_eos: Stopping(
-        max_tokens, min(min_tokens, max_tokens), tuple(stop), ignore_eos
+    lambda max_tokens, min_tokens, stop, ignore_eos, stop_tokens: Stopping(
+        max_tokens, min(min_tokens, max_tokens), tuple(stop), ignore_eos, stop_tokens
     ),
     max_tokens=st.integers(1, 24),
     min_tokens=st.sampled_from([0, 0, 5, 24]),
     stop=st.lists(st.text("abcdeé", min_size=1, max_size=2), max_size=2),
     ignore_eos=st.sampled_from([False, False, True]),
+    stop_tokens=st.sampled_from([(), (), tuple(range(100, 110))]),
 )
 
 

@@ -121,6 +121,19 @@ async def stopped(running: Running, client: AsyncClient) -> dict[str, int]:
     return {"OK": 2}
 
 
+async def ended_by_a_stop_token(running: Running, client: AsyncClient) -> dict[str, int]:
+    greedy = await client.generate("the cat", temperature=0, max_tokens=8, ignore_eos=True).result()
+    token = greedy.token_ids[4]
+    expected = greedy.token_ids[: greedy.token_ids.index(token) + 1]
+    answer = await client.generate(
+        "the cat", temperature=0, max_tokens=900, stop_token_ids=token, ignore_eos=True
+    ).result()
+    assert (answer.finish_reason, answer.token_ids) == ("stop", expected)
+    assert greedy.text.startswith(answer.text)
+    assert len(answer.text) < len(greedy.text)
+    return {"OK": 2}
+
+
 async def ended_by_the_model(running: Running, client: AsyncClient) -> dict[str, int]:
     end = next(token.id for token in (await client.tokenize(bundles.END, bundles.GENERATOR)).results[0][1:])
     answer = await client.generate("the cat", max_tokens=900, min_tokens=5, logit_bias={end: 100}).result()
@@ -146,6 +159,7 @@ End = Callable[[Running, AsyncClient], Awaitable[dict[str, int]]]
         late,
         late_in_the_queue,
         stopped,
+        ended_by_a_stop_token,
         ended_by_the_model,
         full_length,
     ],

@@ -93,6 +93,8 @@ async def test_an_answer_follows_the_grammar(client: AsyncClient) -> None:
         ({"presence_penalty": 2.5}, "sampling.presence_penalty", "must be -2 to 2, got 2.5"),
         ({"logit_bias": {999999: 1}}, "sampling.logit_bias", "must be below the vocabulary size"),
         ({"logit_bias": {3: 101}}, "sampling.logit_bias[3]", "must be -100 to 100, got 101"),
+        ({"stop_token_ids": [3, 999999]}, "stopping.stop_token_ids[1]", "must be below the vocabulary size"),
+        ({"stop_token_ids": [3] * 17}, "stopping.stop_token_ids", "must be at most 16 tokens, got 17"),
         ({"bad_words": ["a", ""]}, "sampling.bad_words[1]", "must have 1 to 256 characters, got 0"),
     ],
 )

@@ -54,9 +54,11 @@ class GenerateOptions(TypedDict, total=False):
     max_tokens: int | None
     """Length of the answer, at most."""
     min_tokens: int | None
-    """No end token and no stop string counts before that many tokens."""
+    """No end token, stop token or stop string counts before that many tokens."""
     stop: str | Sequence[str] | None
     """Up to 16 strings; the answer ends before the first one that appears."""
+    stop_token_ids: int | Sequence[int] | None
+    """Up to 16 token ids; the answer ends with the first one that is chosen, whose text is left out."""
     ignore_eos: bool | None
     """Go on after the model's end tokens."""
     logprobs: int | None
@@ -142,6 +144,7 @@ def generate_request(
     _fill(request.stopping, "stopping.", _STOPPING, options)
     _fill(request, "", _REQUEST, options)
     _extend(request.stopping.stop, "stopping.stop", options.get("stop"))
+    _extend(request.stopping.stop_token_ids, "stopping.stop_token_ids", options.get("stop_token_ids"))
     _extend(request.sampling.bad_words, "sampling.bad_words", options.get("bad_words"))
     if (bias := options.get("logit_bias")) is not None:
         _update(request.sampling.logit_bias, "sampling.logit_bias", bias)
@@ -225,13 +228,13 @@ def _fill(message: ProtobufMessage, path: str, names: Iterable[str], values: Map
                 raise _refusal(path + name, value, error) from error
 
 
-def _extend(values: Any, path: str, given: str | Iterable[object] | None) -> None:
-    """One string needs no list."""
-    texts = [given] if isinstance(given, str) else given
-    if not texts:
+def _extend(values: Any, path: str, given: str | int | Iterable[object] | None) -> None:
+    """One string or number needs no list."""
+    several = [given] if isinstance(given, (str, int)) else given
+    if not several:
         return  # else the message that has the field would count as set
     try:
-        values.extend(texts)
+        values.extend(several)
     except (TypeError, ValueError) as error:
         raise _refusal(path, given, error) from error
 

@@ -38,6 +38,7 @@ def test_every_option_of_generate_reaches_its_field() -> None:
             "min_tokens": 2,
             "stop": ["a", "b"],
             "ignore_eos": True,
+            "stop_token_ids": [7, 2**32 - 1],
             "logprobs": 0,
         },
     )
@@ -47,7 +48,7 @@ def test_every_option_of_generate_reaches_its_field() -> None:
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.5, 4, 0.25, 0.125)
     assert (sampling.repetition_penalty, sampling.seed) == (1.5, 2**64 - 1)
     assert (stopping.max_tokens, stopping.min_tokens, list(stopping.stop)) == (9, 2, ["a", "b"])
-    assert stopping.ignore_eos
+    assert (stopping.ignore_eos, list(stopping.stop_token_ids)) == (True, [7, 2**32 - 1])
 
 
 def test_what_weighs_tokens_and_how_to_serve_reach_their_fields() -> None:
@@ -137,8 +138,9 @@ def test_a_request_without_an_id_gets_one_of_its_own() -> None:
     assert generate().request_id != generate().request_id != ""
 
 
-def test_one_stop_string_needs_no_list() -> None:
+def test_one_stop_string_or_token_needs_no_list() -> None:
     assert list(generate(stop="end").stopping.stop) == ["end"]
+    assert list(generate(stop_token_ids=0).stopping.stop_token_ids) == [0]
 
 
 @settings(deadline=None)
@@ -189,6 +191,7 @@ def test_classify_embed_tokenize_and_model_carry_their_settings() -> None:
         ({"seed": 2**64}, "sampling.seed", "18446744073709551616"),
         ({"max_tokens": -5}, "stopping.max_tokens", "-5"),
         ({"stop": ["\ud800"]}, "stopping.stop", "ud800"),
+        ({"stop_token_ids": [-1]}, "stopping.stop_token_ids", "-1"),
         ({"prompt": [1, -2]}, "prompt.token_ids", "-2"),
         ({"prompt": "\ud800"}, "prompt.text", "ud800"),
         ({"logit_bias": {-1: 1.0}}, "sampling.logit_bias", "-1"),

@@ -123,6 +123,14 @@ def _add_stopping(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-tokens", type=count, metavar="N", help="end after N tokens (default: the server's)")
     group.add_argument("--min-tokens", type=count, metavar="N", help="do not end before N tokens (default 0)")
     group.add_argument("--stop", action="append", metavar="STRING", help="end before STRING; may be repeated")
+    group.add_argument(
+        "--stop-token",
+        dest="stop_token_ids",
+        type=count,
+        action="append",
+        metavar="ID",
+        help="end with this token and leave out its text; may be repeated",
+    )
     group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end tokens")
 
 

@@ -11,12 +11,12 @@ class Adjustments:
     """Of one sequence. Gives None while nothing is to be adjusted, so that plain requests never read a row of logits."""
 
     def __init__(self, sequence: Sequence, end_tokens: frozenset[int], continues_prompt: bool = True) -> None:
-        """`continues_prompt`: the prompt's tokens count as said."""
+        """`end_tokens`: the model's; `continues_prompt`: the prompt's tokens count as said."""
         request = sequence.request
         self._tokens = sequence.tokens
         self._sampling = request.sampling
         self._stopping = request.stopping
-        self._end_tokens = end_tokens
+        self._end_tokens = request.stopping.end_tokens(end_tokens)
         said = request.prompt if continues_prompt else ()
         self._seen = set(said) if request.sampling.repetition_penalty != 1.0 else None
         self._counts: dict[int, int] = {}
@@ -67,7 +67,7 @@ class Adjustments:
 
     def _banned(self) -> Ids | None:
         """End tokens before `min_tokens`, and what would complete a bad word."""
-        early = len(self._tokens) < self._stopping.min_tokens and not self._stopping.ignore_eos
+        early = len(self._tokens) < self._stopping.min_tokens
         banned = set(self._end_tokens) if early else set()
         for *start, last in self._sampling.bad_words:
             if not start or self._tokens[-len(start) :] == start:

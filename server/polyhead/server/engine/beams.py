@@ -64,13 +64,13 @@ class BeamSearch:
     """One request's search over the rows it holds. Owned by the engine's thread."""
 
     def __init__(self, rows: Sequence[Progress], end_tokens: frozenset[int], move: Move) -> None:
-        """As many rows as the search is wide; all hold the prompt, and the first one begins."""
+        """As many rows as the search is wide; all hold the prompt, and the first one begins. `end_tokens`: the model's."""
         request = rows[0].sequence.request
         assert request.beam_search is not None
         self._request = request
         self._options = request.beam_search
         self._rows = list(rows)
-        self._end_tokens = frozenset() if request.stopping.ignore_eos else end_tokens
+        self._end_tokens = request.stopping.end_tokens(end_tokens)
         self._move = move
         self._live = [Beam(rows[0], is_greedy=True)]
         self._complete: list[Hypothesis] = []
@@ -117,7 +117,7 @@ class BeamSearch:
         for rank, candidate in enumerate(candidates):
             if candidate.token in self._end_tokens:
                 if rank < width or candidate.is_greedy:
-                    self._add(candidate, FinishReason.EOS, out)
+                    self._add(candidate, self._request.stopping.reason(candidate.token), out)
             elif len(survivors) < width:
                 survivors.append(candidate)
             elif candidate.is_greedy:
@@ -131,8 +131,8 @@ class BeamSearch:
         entries, alignment = self._extended(candidate, out)
         score = candidate.logprob / len(tokens) ** self._options.length_penalty
         said = tokens[:-1]
-        if reason is FinishReason.EOS:  # of several end tokens after the same answer the likeliest counts
-            twins = [h for h in self._complete if h.reason is reason and h.tokens[:-1] == said]
+        if reason is not FinishReason.LENGTH:  # of several end tokens after the same answer the likeliest counts
+            twins = [h for h in self._complete if h.reason is not FinishReason.LENGTH and h.tokens[:-1] == said]
             if any(twin.score >= score for twin in twins):
                 return
             self._complete = [h for h in self._complete if h not in twins]
@@ -186,7 +186,7 @@ class BeamSearch:
 def piece_of(answer: Hypothesis, rank: int, first: Progress) -> Piece:
     """An answer as a whole; `first` is that of the row that read the prompt."""
     sequence = first.sequence
-    text = first.text_of(answer.tokens[:-1] if answer.reason is FinishReason.EOS else answer.tokens)
+    text = first.text_of(answer.tokens if answer.reason is FinishReason.LENGTH else answer.tokens[:-1])
     return Piece(
         text,
         answer.tokens,

@@ -25,6 +25,7 @@ class Progress:
         self._tokenizer = tokenizer
         self._text = TextStream(tokenizer)
         self._stops = StopStrings(request.stopping.stop)
+        self._end_tokens = request.stopping.end_tokens(tokenizer.eos_token_ids)
         self._adjustments = Adjustments(sequence, tokenizer.eos_token_ids, continues_prompt)
         self._matcher = request.grammar.matcher() if request.grammar else None
         self._mask: Future[NDArray[np.bool_]] | None = None
@@ -33,7 +34,7 @@ class Progress:
         self._right = 0  # of these
         self._drafted = self._accepted = 0
         self._chooses_likeliest = not request.sampling.temperature and self._adjustments.are_none and not self._matcher
-        self.candidates = candidates(request, len(tokenizer.eos_token_ids))
+        self.candidates = candidates(request, len(self._end_tokens))
         """Of the graph's likeliest tokens, so many are needed."""
         self._prompt_logprobs: list[TokenLogprob] = []
         self._alignment: list[NDArray[np.float32]] = []
@@ -81,9 +82,9 @@ class Progress:
         self.append(token)
         if weights is not None:
             self._alignment.append(weights)
-        if token in self._tokenizer.eos_token_ids and not stopping.ignore_eos:
+        if token in self._end_tokens:
             text, reason = self._flush("")
-            reason = reason or FinishReason.EOS
+            reason = reason or stopping.reason(token)
         else:
             text, reason = self._filter(self._text.push(token))
             if reason is None and len(sequence.tokens) >= stopping.max_tokens:

@@ -46,6 +46,14 @@ class Stopping:
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+
+    def end_tokens(self, of_model: frozenset[int]) -> frozenset[int]:
+        """Tokens that end an answer of a model with these end tokens."""
+        return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else of_model)
+
+    def reason(self, end_token: int) -> FinishReason:
+        return FinishReason.STOP if end_token in self.stop_token_ids else FinishReason.EOS
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ async def generation_request(
     return GenerationRequest(
         prompt,
         sampling=parameters.sampling(request.sampling, model, searches=beams is not None),
-        stopping=parameters.stopping(request.stopping, engine.room(len(prompt)), taken, default_max_tokens),
+        stopping=parameters.stopping(request.stopping, engine.room(len(prompt)), taken, default_max_tokens, size),
         logprobs=parameters.alternatives(request, "logprobs", size),
         prompt_logprobs=parameters.alternatives(request, "prompt_logprobs", size),
         samples=parameters.sample_count(request, model.generator.slots, beams),

@@ -13,6 +13,7 @@ from polyhead.server.rpc.workers import Workers
 from polyhead.v1 import bundle_pb2, inference_pb2
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKENS = 16
 MAX_BAD_WORDS = 64
 MAX_STRING_CHARACTERS = 256
 MAX_LOGIT_BIAS = 1024
@@ -69,7 +70,9 @@ def bad_words(words: Sequence[str], model: LiveModel) -> tuple[tuple[int, ...], 
     return tuple({tokens: None for tokens in encoded if tokens})  # a word that has no tokens can't be said either
 
 
-def stopping(given: inference_pb2.StoppingCriteria, room: int, taken: int, default_max_tokens: int) -> Stopping:
+def stopping(
+    given: inference_pb2.StoppingCriteria, room: int, taken: int, default_max_tokens: int, vocabulary_size: int
+) -> Stopping:
     """`room`: what the slot can hold of an answer, in tokens, at least 1; `taken`: what the prompt takes of the slot."""
     max_tokens = given.max_tokens if given.HasField("max_tokens") else min(default_max_tokens, room)
     if not 1 <= max_tokens <= room:
@@ -79,7 +82,18 @@ def stopping(given: inference_pb2.StoppingCriteria, room: int, taken: int, defau
     if given.min_tokens > max_tokens:
         raise InvalidInput("stopping.min_tokens", f"must be 0 to max_tokens {max_tokens}, got {given.min_tokens}")
     check_strings("stopping.stop", given.stop, MAX_STOP_STRINGS)
-    return Stopping(max_tokens, given.min_tokens, tuple(given.stop), given.ignore_eos)
+    tokens = stop_token_ids(given.stop_token_ids, vocabulary_size)
+    return Stopping(max_tokens, given.min_tokens, tuple(given.stop), given.ignore_eos, tokens)
+
+
+def stop_token_ids(given: Sequence[int], vocabulary_size: int) -> tuple[int, ...]:
+    field = "stopping.stop_token_ids"
+    if len(given) > MAX_STOP_TOKENS:
+        raise InvalidInput(field, f"must be at most {MAX_STOP_TOKENS} tokens, got {len(given)}")
+    for index, token in enumerate(given):
+        if token >= vocabulary_size:
+            raise InvalidInput(f"{field}[{index}]", f"must be below the vocabulary size {vocabulary_size}, got {token}")
+    return tuple(given)
 
 
 def check_strings(field: str, texts: Sequence[str], most: int) -> None:

@@ -115,8 +115,8 @@ def test_generate_sends_every_flag(server: ScriptedServer) -> None:
     flags = (
         "--model m --model-version 2 --temperature 0.5 --top-k 4 --top-p 0.25 --min-p 0.125 --repetition-penalty 1.5"
     )
-    more = "--seed 9 --max-tokens 8 --min-tokens 2 --stop a --stop b --ignore-eos --logprobs 0"
-    assert main(["generate", *flags.split(), *more.split(), "hi"]) == 0
+    more = "--seed 9 --max-tokens 8 --min-tokens 2 --stop a --stop b --stop-token 3 --stop-token 4 --ignore-eos"
+    assert main(["generate", *flags.split(), *more.split(), "--logprobs", "0", "hi"]) == 0
     (request,) = server.script.requests
     sampling, stopping = request.sampling, request.stopping
     assert (request.model.name, request.model.version, request.logprobs) == ("m", "2", 0)
@@ -128,6 +128,7 @@ def test_generate_sends_every_flag(server: ScriptedServer) -> None:
         ["a", "b"],
         True,
     )
+    assert list(stopping.stop_token_ids) == [3, 4]
 
 
 def test_generate_sends_what_weighs_tokens_and_how_to_serve(server: ScriptedServer) -> None:
@@ -583,7 +584,8 @@ def test_wrong_usage_is_one_line_and_exit_code_two(
     [
         (
             "generate",
-            "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --min-tokens --stop",
+            "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --min-tokens --stop "
+            "--stop-token",
         ),
         (
             "generate",

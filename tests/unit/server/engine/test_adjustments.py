@@ -1,13 +1,17 @@
 """Penalties, biases and bans, token by token."""
 
+import pytest
+
 from polyhead.server.engine.adjustments import Adjustments
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Sequence, Stopping
 
 END = 9
 
 
-def adjustments(sampling: Sampling, min_tokens: int = 0, ignore_eos: bool = False) -> tuple[Adjustments, Sequence]:
-    stopping = Stopping(max_tokens=10, min_tokens=min_tokens, ignore_eos=ignore_eos)
+def adjustments(
+    sampling: Sampling, min_tokens: int = 0, ignore_eos: bool = False, stop_token_ids: tuple[int, ...] = ()
+) -> tuple[Adjustments, Sequence]:
+    stopping = Stopping(10, min_tokens, ignore_eos=ignore_eos, stop_token_ids=stop_token_ids)
     sequence = Sequence(GenerationRequest((1, 2, 2), sampling, stopping), arrived=0.0)
     return Adjustments(sequence, frozenset({END})), sequence
 
@@ -53,6 +57,15 @@ def test_end_tokens_are_banned_until_min_tokens_unless_they_mean_nothing() -> No
     append(tracker, sequence, 5, 5)
     assert tracker.current() is None
     assert adjustments(Sampling(seed=0), min_tokens=2, ignore_eos=True)[0].current() is None
+
+
+@pytest.mark.parametrize(("ignore_eos", "banned"), [(False, [4, END]), (True, [4])])
+def test_stop_tokens_are_banned_until_min_tokens(ignore_eos: bool, banned: list[int]) -> None:
+    tracker, _ = adjustments(Sampling(seed=0), min_tokens=2, ignore_eos=ignore_eos, stop_token_ids=(4,))
+    current = tracker.current()
+    assert current is not None
+    assert current.banned is not None
+    assert current.banned.tolist() == banned
 
 
 def test_the_last_token_of_a_bad_word_is_banned_once_the_others_stand() -> None:

@@ -118,6 +118,16 @@ async def test_beams_as_many_as_there_are_answers_find_the_best_of_all_in_order(
     ]
 
 
+async def test_a_stop_token_completes_an_answer_as_an_end_token_does_and_has_no_text(engine: Generator) -> None:
+    ends = await samples(engine, search(3, 6, samples=3))
+    stops = replace(search(3, 6, samples=3), stopping=Stopping(6, ignore_eos=True, stop_token_ids=(END,)))
+    found = await samples(engine, stops)
+    assert [one._replace(reason=FinishReason.EOS) for one in found if one.reason is FinishReason.STOP] == [
+        one for one in ends if one.reason is FinishReason.EOS
+    ]
+    assert any(one.reason is FinishReason.STOP for one in found)
+
+
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0])
 async def test_whatever_the_width_no_answer_comes_first_that_is_worse_than_the_greedy_one(
     engine: Generator, length_penalty: float

@@ -103,14 +103,14 @@ def test_an_answer_always_fits_what_the_slot_has_room_for(
     wanted = min(default, room) if max_tokens is None else max_tokens
     if not 1 <= wanted <= room:
         with pytest.raises(InvalidInput, match=rf"stopping.max_tokens: must be 1 to {room} .*, got {wanted}"):
-            stopping(given_, room, 10, default)
+            stopping(given_, room, 10, default, 50)
     elif min_tokens > wanted:
         with pytest.raises(
             InvalidInput, match=f"stopping.min_tokens: must be 0 to max_tokens {wanted}, got {min_tokens}"
         ):
-            stopping(given_, room, 10, default)
+            stopping(given_, room, 10, default, 50)
     else:
-        assert stopping(given_, room, 10, default) == Stopping(wanted, min_tokens)
+        assert stopping(given_, room, 10, default, 50) == Stopping(wanted, min_tokens)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,22 @@ def test_an_answer_always_fits_what_the_slot_has_room_for(
 )
 def test_too_many_empty_and_too_long_stop_strings_are_refused(stop: list[str], complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
-        stopping(pb.StoppingCriteria(stop=stop), 10, 1, 5)
+        stopping(pb.StoppingCriteria(stop=stop), 10, 1, 5, 50)
 
 
 def test_sixteen_stop_strings_of_256_characters_that_are_not_ascii_are_taken() -> None:
-    assert len(stopping(pb.StoppingCriteria(stop=["é" * 256] * 16), 10, 1, 5).stop) == 16
+    assert len(stopping(pb.StoppingCriteria(stop=["é" * 256] * 16), 10, 1, 5, 50).stop) == 16
+
+
+def test_stop_tokens_are_taken_up_to_sixteen_below_the_vocabulary_size() -> None:
+    def tokens(*ids: int) -> tuple[int, ...]:
+        return stopping(pb.StoppingCriteria(stop_token_ids=ids), 10, 1, 5, 50).stop_token_ids
+
+    assert tokens(*range(34, 50)) == tuple(range(34, 50))
+    with pytest.raises(InvalidInput, match=r"stopping.stop_token_ids: must be at most 16 tokens, got 17"):
+        tokens(*range(17))
+    with pytest.raises(InvalidInput, match=r"stop_token_ids\[1\]: must be below the vocabulary size 50, got 50"):
+        tokens(3, 50)
 
 
 @pytest.mark.parametrize(("asked", "taken"), [(None, None), (0, 0), (20, 20)])
