@@ -23,8 +23,9 @@ from polyhead.server.bundle import read_bundle
 from polyhead.server.runtime.decoder import Decoder
 from tests.parity.huggingface import DECODERS, POSITIONS, VOCABULARY, write_decoder
 
-SMALL_SUITE = ("llama",)
-"""Scaled rotation and tied embeddings; windows and soft caps are served in tests/integration/test_imported_decoders.py."""
+SMALL_SUITE = ("llama", "gemma2")
+"""Scaled rotation and tied embeddings; windows and both soft caps. The long suite has all, and serves them over gRPC too
+(tests/integration/test_imported_decoders.py)."""
 STEPS = 40
 
 
