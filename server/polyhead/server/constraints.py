@@ -35,6 +35,10 @@ class Constraint:
     choices: tuple[str, ...] = ()
 
 
+_DEAD_END = "NoExtensionBias"
+"""What the library says where no token may come next and the answer is not complete."""
+
+
 class Matcher:
     """Where one answer is in its grammar. One thread at a time."""
 
@@ -45,8 +49,11 @@ class Matcher:
         self._vocabulary_size = vocabulary_size
 
     def allowed(self) -> NDArray[np.bool_]:
-        """(V,): the tokens that may come next; end tokens once the answer is complete. Releases the GIL."""
+        """(V,): the tokens that may come next; end tokens once the answer is complete. Releases the GIL. Raises InvalidInput if the
+        grammar can't be followed any further."""
         self._library.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+        if self._library.is_error():  # the mask then has end tokens alone, as if the answer were complete
+            raise self._refusal()
         bits = np.unpackbits(self._words.view(np.uint8), bitorder="little")
         return bits[: self._vocabulary_size].view(np.bool_)
 
@@ -56,8 +63,14 @@ class Matcher:
 
     def consume(self, token: int) -> None:
         """A token was chosen. Raises InvalidInput if the grammar has become too ambiguous to go on."""
-        if not self._library.consume_token(token):  # the library's own words quote what was generated
-            raise InvalidInput(self._field, "can't be followed any further: it has become too ambiguous")
+        if not self._library.consume_token(token):
+            raise self._refusal()
+
+    def _refusal(self) -> InvalidInput:
+        """The library's own words quote what was generated."""
+        if self._library.get_error().startswith(_DEAD_END):
+            return InvalidInput(self._field, "matches nothing here that the model's tokens can write")
+        return InvalidInput(self._field, "can't be followed any further: it has become too ambiguous")
 
 
 class Grammar:
@@ -85,7 +98,8 @@ class GrammarCompiler:
         self._tokenizer: LLTokenizer | None = None
 
     def compile(self, constraint: Constraint) -> Grammar:
-        """Raises InvalidInput, naming the field, for what is no grammar and for a model without an end token."""
+        """Raises InvalidInput, naming the field, for what is no grammar, for one that nothing matches as far as its first token
+        tells, and for a model without an end token."""
         field = f"constraint.{constraint.kind}"
         if not self._end_tokens:
             raise InvalidInput(field, "the model has no end token, so its answers cannot be constrained")
@@ -97,7 +111,9 @@ class GrammarCompiler:
             raise InvalidInput(field, _one_line(str(error))) from error
         if library.is_error():
             raise InvalidInput(field, _one_line(library.get_error()))
-        return Grammar(library, self._vocabulary_size, field)
+        grammar = Grammar(library, self._vocabulary_size, field)
+        grammar.matcher().allowed()
+        return grammar
 
     def _library_tokenizer(self) -> LLTokenizer:
         with self._lock:
