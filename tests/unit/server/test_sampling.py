@@ -156,6 +156,14 @@ def test_uniform_numbers_are_uniform_and_differ_by_seed_sample_and_position() ->
     assert stats.kstest(numbers, "uniform").pvalue > 1e-3
 
 
+def test_a_row_without_options_gets_its_likeliest_token() -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
+    drawn = row_of(Sampling(seed=1))
+    tokens, values = choose([None, drawn, None], *graph_output(logits, 1), logits)
+    assert tokens == [logits[0].argmax(), *sample([drawn], logits[1:2]), logits[2].argmax()]
+    assert values == [logits[row, token] for row, token in enumerate(tokens)]
+
+
 @given(st.lists(OPTIONS, min_size=1, max_size=5), st.integers(0, 20))
 def test_the_graph_is_asked_for_enough_candidates(options: list[Sampling], logprobs: int) -> None:
     rows = [row_of(o) for o in options]
