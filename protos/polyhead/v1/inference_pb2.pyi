@@ -404,7 +404,9 @@ class StoppingCriteria(_message.Message):
     max_tokens: _builtins.int
     """1 to the slot's capacity minus the prompt, in tokens. Unset: the server's default, or what still fits."""
     min_tokens: _builtins.int
-    """0 to max_tokens: no end token or stop token is chosen and no stop string counts before that many tokens. Default 0."""
+    """0 to max_tokens: no end token or stop token is chosen and no stop string that is complete before that many tokens
+    counts. Default 0.
+    """
     ignore_eos: _builtins.bool
     """Go on after the model's end tokens. Default false."""
     @_builtins.property

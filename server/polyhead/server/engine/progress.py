@@ -148,9 +148,8 @@ class Progress:
 
     def _filter(self, text: str) -> tuple[str, FinishReason | None]:
         """Text that may be sent, and STOP if a stop string was found and counts already."""
-        if len(self.sequence.tokens) < self.sequence.request.stopping.min_tokens:
-            return text, None
-        text, stopped = self._stops.push(text)
+        counts = len(self.sequence.tokens) >= self.sequence.request.stopping.min_tokens
+        text, stopped = self._stops.push(text, counts)
         return text, FinishReason.STOP if stopped else None
 
     def _flush(self, text: str) -> tuple[str, FinishReason | None]:

@@ -49,12 +49,13 @@ class StopStrings:
         self._stop = stop
         self._held = ""
 
-    def push(self, piece: str) -> tuple[str, bool]:
-        """Text that may be sent, and whether a stop string was found: then nothing from its first character on is sent."""
+    def push(self, piece: str, counts: bool = True) -> tuple[str, bool]:
+        """Text that may be sent, and whether a stop string was found: then nothing from its first character on is sent. Those that
+        end within a piece that does not count are text like any other."""
         if not self._stop:
             return piece, False
-        text = self._held + piece
-        found = [at for at in map(text.find, self._stop) if at >= 0]
+        held, text = len(self._held), self._held + piece
+        found = [at for s in self._stop if (at := text.find(s, max(0, held - len(s) + 1))) >= 0] if counts else []
         if found:
             self._held = ""
             return text[: min(found)], True

@@ -62,3 +62,17 @@ async def test_a_stop_token_may_cut_a_constrained_answer_short(engine: Generator
     request = replace(only("a", stop_token_ids=(token,)), grammar=grammar("regex", "ba{5}"))
     whole = await answer(engine, request)
     assert (whole.text, len(whole.token_ids), whole.reason) == ("b", 2, FinishReason.STOP)
+
+
+async def test_before_min_tokens_a_stop_string_is_text_and_one_that_begins_there_still_ends_the_answer(
+    engine: Generator,
+) -> None:
+    """Each token is a letter; the string is complete with the sixth."""
+    found = {n: await answer(engine, only("a", stop=("aaaaaa",), min_tokens=n)) for n in (0, 3, 6, 7, 20)}
+    assert [(len(one.token_ids), one.text, one.reason) for one in found.values()] == [
+        (6, "", FinishReason.STOP),
+        (6, "", FinishReason.STOP),
+        (6, "", FinishReason.STOP),
+        (7, "a", FinishReason.STOP),
+        (20, "a" * 14, FinishReason.STOP),
+    ]

@@ -44,6 +44,26 @@ def test_what_is_sent_ends_before_the_stop_string_that_completes_first(pieces: l
     assert not any(s in sent for s in stop)
 
 
+@given(
+    st.lists(st.text("abc", max_size=4), max_size=12),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.integers(0, 12),
+)
+def test_what_is_complete_before_it_counts_is_text_and_what_straddles_is_found(
+    pieces: list[str], stop: list[str], before: int
+) -> None:
+    stops, sent, stopped, given_ = StopStrings(stop), "", False, ""
+    early = len("".join(pieces[:before]))
+    for place, piece in enumerate(pieces):
+        text, stopped = stops.push(piece, counts=place >= before)
+        sent, given_ = sent + text, given_ + piece
+        if stopped:
+            break
+    matches = [at for s in stop for at in range(len(given_)) if given_.startswith(s, at) and at + len(s) > early]
+    assert stopped == bool(matches)
+    assert sent + stops.flush() == (given_[: min(matches)] if matches else given_)
+
+
 def test_text_that_may_become_a_stop_string_is_held_back() -> None:
     stops = StopStrings(["\n\nEnd"])
     assert stops.push("one\n") == ("one", False)
