@@ -23,6 +23,8 @@ EVALUATED_TOKENS = 16_384
 DECODED_TOKENS = 4_096
 """The same where a graph is measured one token at a time."""
 EVALUATED_INPUTS = 256
+EVEN = 0.5
+"""A label whose probability is above holds, where several may at once."""
 
 
 def read_text(path: Path) -> str:
@@ -97,8 +99,9 @@ def _losses(decoder: Decoder, window: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def encoder_quality(source: ExportableEncoder, encoder: Encoder, tokenizer_json: str, text: str) -> dict[str, float]:
     """On the lines of a text, which may be pairs with a tab between: `agreement_with_fp32`, the share of lines (or tokens) that
-    get the label that torch gives them; `cosine_to_fp32`, the mean cosine between embeddings; `rank_agreement_with_fp32` of
-    their cosines, or of the scores of a model with one label. Raises ExportError if no line has text."""
+    get the label that torch gives them, and where several labels may hold at once of all labels that do or don't hold as torch
+    says; `cosine_to_fp32`, the mean cosine between embeddings; `rank_agreement_with_fp32` of
+    their cosines, or of the scores of a model with one label or of regression. Raises ExportError if no line has text."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ExportError("the text for evaluation (--eval-data) must have a line that is not empty")
@@ -111,7 +114,7 @@ def encoder_quality(source: ExportableEncoder, encoder: Encoder, tokenizer_json:
     ours = np.concatenate([np.atleast_2d(source.reference(*row)) for row in inputs])
     theirs = np.concatenate([np.atleast_2d(_graph_output(encoder, *row)) for row in inputs])
     if source.output == "probabilities":
-        return _label_agreement(ours, theirs)
+        return label_agreement(ours, theirs)
     ours, theirs = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (ours, theirs))
     quality = {"cosine_to_fp32": float(np.mean(np.sum(ours * theirs, axis=-1)))}
     if len(inputs) > 2:
@@ -125,13 +128,16 @@ def rank_agreement(ours: Floats, theirs: Floats) -> float:
     return _spearman(*((x @ x.T)[pairs] for x in (ours, theirs)))
 
 
-def _label_agreement(ours: Floats, theirs: Floats) -> dict[str, float]:
-    """Of rows (N, labels)."""
-    if ours.shape[-1] > 1:
+def label_agreement(ours: Floats, theirs: Floats) -> dict[str, float]:
+    """Of rows (N, labels): distributions, probabilities of labels that hold each by itself, or scores, of which the column that
+    agrees least counts."""
+    if ours.shape[-1] > 1 and np.allclose(ours.sum(-1), 1, atol=1e-3):
         return {"agreement_with_fp32": float(np.mean(ours.argmax(-1) == theirs.argmax(-1)))}
+    if ours.shape[-1] > 1 and ours.min() >= 0 and ours.max() <= 1:
+        return {"agreement_with_fp32": float(np.mean((ours > EVEN) == (theirs > EVEN)))}
     if len(ours) < 3:
         raise ExportError(f"the text for evaluation (--eval-data) must have at least 3 lines to rank, has {len(ours)}")
-    return {"rank_agreement_with_fp32": _spearman(ours[:, 0], theirs[:, 0])}
+    return {"rank_agreement_with_fp32": min(_spearman(*columns) for columns in zip(ours.T, theirs.T, strict=True))}
 
 
 def _spearman(ours: Floats, theirs: Floats) -> float:

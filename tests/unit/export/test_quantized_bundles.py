@@ -10,7 +10,7 @@ import pytest
 from polyhead.export.__main__ import main
 from polyhead.export.errors import ExportError
 from polyhead.export.pipeline import check_loss, export_checkpoint
-from polyhead.export.quality import EVALUATED_TOKENS, loss_of, rank_agreement, spread_windows
+from polyhead.export.quality import EVALUATED_TOKENS, label_agreement, loss_of, rank_agreement, spread_windows
 from polyhead.export.quantize import Quantization
 from polyhead.models.checkpoint import HELD_OUT_FILE
 from polyhead.server.bundle import read_bundle
@@ -104,6 +104,25 @@ def test_rank_agreement_is_1_for_the_same_order_and_less_for_another() -> None:
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
     assert rank_agreement(rows, rows) == pytest.approx(1)
     assert rank_agreement(rows, rows[::-1].copy()) < 0.5
+
+
+def test_the_labels_of_distributions_are_those_with_most() -> None:
+    ours, theirs = np.array([[0.6, 0.4], [0.3, 0.7]]), np.array([[0.51, 0.49], [0.6, 0.4]])
+    assert label_agreement(ours, theirs) == {"agreement_with_fp32": 0.5}
+
+
+def test_labels_that_may_hold_at_once_are_compared_one_by_one() -> None:
+    """The likeliest stays the same everywhere."""
+    ours = np.array([[0.9, 0.6, 0.1], [0.4, 0.2, 0.3]])
+    theirs = np.array([[0.9, 0.4, 0.1], [0.45, 0.2, 0.3]])
+    assert label_agreement(ours, theirs) == {"agreement_with_fp32": pytest.approx(5 / 6)}
+    assert label_agreement(ours, ours) == {"agreement_with_fp32": 1}
+
+
+def test_scores_are_ranked_and_the_column_that_agrees_least_counts() -> None:
+    ours = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
+    assert label_agreement(ours, ours * 2) == {"rank_agreement_with_fp32": pytest.approx(1)}
+    assert label_agreement(ours, ours * [1, -1]) == {"rank_agreement_with_fp32": pytest.approx(-1)}
 
 
 def test_windows_do_not_overlap_and_spread_over_the_whole_text() -> None:
