@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from polyhead.export.adapter_inputs import read_written
-from polyhead.export.bundle import VERSION
+from polyhead.export.counterpart import require_counterpart
 from polyhead.export.errors import ExportError, ParityError
 from polyhead.export.exportable import Exportable, ExportableDecoder, ExportableEncoder
 from polyhead.export.huggingface.folder import is_hugging_face
@@ -23,7 +23,7 @@ from polyhead.export.seq2seq.verify import run_seq2seq, verify_seq2seq
 from polyhead.export.verify import Verification, run_decoder, run_encoder, verify_decoder, verify_encoder
 from polyhead.export.verify_adapters import verify_with_adapters
 from polyhead.models.checkpoint import CheckpointError
-from polyhead.server.bundle import Bundle, read_bundle
+from polyhead.server.bundle import VERSION, Bundle, read_bundle
 from polyhead.server.errors import BundleError
 from polyhead.server.manifest import MANIFEST_FILE
 from polyhead.server.runtime.decoder import Decoder
@@ -79,17 +79,10 @@ def newest(folder: Path) -> Path:
 
 def counterpart(bundle: Bundle, checkpoint: str) -> Exportable:
     """The model of a checkpoint that a bundle may have been made from. Raises CheckpointError, ExportError."""
-    manifest = bundle.manifest
     folder = local_folder(checkpoint)
-    task = next(task for task, value in TASKS.items() if value == manifest.task)
+    task = next(task for task, value in TASKS.items() if value == bundle.manifest.task)
     source = load_source(folder, task if is_hugging_face(folder) else None)
-    sizes = source.model.sizes
-    given = (TASKS[source.task], source.architecture, sizes.vocabulary_size)
-    if given != (manifest.task, manifest.architecture, manifest.limits.vocabulary_size):
-        raise ExportError(
-            f"{checkpoint}: is a {source.architecture} for {source.task} with {sizes.vocabulary_size} tokens, and the bundle "
-            f"a {manifest.architecture} with {manifest.limits.vocabulary_size}"
-        )
+    require_counterpart(bundle, source, checkpoint)
     return source.model
 
 
