@@ -9,30 +9,40 @@ from typing import get_args
 
 from rich.console import Console
 
-from polyhead.export.bundle import NAME
+from polyhead.export.bundle import choose_target
 from polyhead.export.errors import ExportError
 from polyhead.export.huggingface.hub import local_folder
+from polyhead.export.origin import Checkpoint
 from polyhead.export.pipeline import ExportOptions, export_source, load_source
 from polyhead.export.quality import read_text
 from polyhead.export.quantize import BLOCK, BLOCK_SIZES, CacheType, Quantization, QuantizationOptions
 from polyhead.export.report import bits_line, parity_table
 from polyhead.models.checkpoint import CheckpointError, Task
 from polyhead.server.adapters import NAME as ADAPTER_NAME
-from polyhead.server.bundle import read_manifest
+from polyhead.server.bundle import NAME, VERSION, read_manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: written; 1: it failed, with a line that says why on standard error. Wrong usage exits with 2, as argparse does."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     began = time.perf_counter()
     try:
+        choose_target(arguments.out, arguments.version)  # before the weights are read, which takes longer
         text = None if arguments.eval_data is None else read_text(arguments.eval_data)
-        source = load_source(local_folder(arguments.checkpoint), arguments.task, arguments.max_tokens)
+        checkpoint = local_folder(arguments.checkpoint)
+        source = load_source(checkpoint, arguments.task, arguments.max_tokens)
         if source.ignored:
             print(f"polyhead export: ignored from {source.ignored}", file=sys.stderr)
-        bits = QuantizationOptions(arguments.quantize, arguments.block_size, tuple(arguments.keep_fp32))
+        block_size = arguments.block_size or BLOCK
+        bits = QuantizationOptions(arguments.quantize, block_size, tuple(arguments.keep_fp32))
         options = ExportOptions(
-            arguments.version, bits, text, arguments.cache, arguments.max_loss, tuple(arguments.adapter)
+            arguments.version,
+            bits,
+            text,
+            arguments.cache,
+            arguments.max_loss,
+            tuple(arguments.adapter),
+            Checkpoint.from_folder(checkpoint),
         )
         folder = export_source(source, arguments.out, options)
     except (CheckpointError, ExportError) as error:
@@ -40,6 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     _report(folder, time.perf_counter() - began)
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Exits with 2 for options that would do nothing."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.keep_fp32 and arguments.quantize == "none":
+        parser.error("--keep-fp32 is for --quantize int8 or int4; without it all weights stay in fp32")
+    if arguments.block_size and arguments.quantize != "int4":
+        parser.error("--block-size is for --quantize int4")
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=_model, required=True, metavar="MODELS/NAME", help="the model, in a models folder"
     )
-    parser.add_argument("--version", type=_positive, metavar="N", help="1 or more; default: one after the newest")
+    parser.add_argument("--version", type=_version, metavar="N", help="1 or more; default: one after the newest")
     parser.add_argument(
         "--task", choices=get_args(Task), help="instead of the one that the checkpoint's class stands for"
     )
@@ -67,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         help="none: fp32, the default; int4: only decoders",
     )
     parser.add_argument(
-        "--block-size", type=int, choices=BLOCK_SIZES, default=BLOCK, metavar="N",
+        "--block-size", type=int, choices=BLOCK_SIZES, metavar="N",
         help=f"of int4: weights that share a scale, one of {', '.join(map(str, BLOCK_SIZES))}; default {BLOCK}",
     )  # fmt: skip
     parser.add_argument(
@@ -109,6 +130,12 @@ def _adapter(text: str) -> tuple[str, Path]:
     if not (equals and folder and ADAPTER_NAME.fullmatch(name)):
         raise argparse.ArgumentTypeError(f"must be NAME=FOLDER, NAME matching {ADAPTER_NAME.pattern}, got {text!r}")
     return name, Path(folder)
+
+
+def _version(text: str) -> int:
+    if not VERSION.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1 with at most 18 digits, got {text!r}")
+    return int(text)
 
 
 def _positive(text: str) -> int:

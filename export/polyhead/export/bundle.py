@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +10,11 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from polyhead.export.errors import ExportError
-from polyhead.server.bundle import read_bundle
+from polyhead.server.bundle import NAME, VERSION, Bundle, read_bundle
 from polyhead.server.errors import BundleError
+from polyhead.server.loader import open_chat_template, open_source_tokenizer, open_tokenizer
 from polyhead.server.manifest import MANIFEST_FILE
 from polyhead.v1 import bundle_pb2
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-VERSION = re.compile(r"[1-9][0-9]*")
 
 
 def choose_target(out: Path, version: int | None) -> Path:
@@ -29,8 +26,8 @@ def choose_target(out: Path, version: int | None) -> Path:
     if version is None:
         taken = [int(path.name) for path in out.glob("*") if VERSION.fullmatch(path.name)]
         version = max(taken, default=0) + 1
-    if version < 1:
-        raise ExportError(f"version must be at least 1, got {version}")
+    if not VERSION.fullmatch(str(version)):
+        raise ExportError(f"version must be at least 1 and have at most 18 digits, got {version}")
     target = out / str(version)
     if target.exists():
         raise ExportError(f"{target} exists; a version never changes, so take another one")
@@ -68,7 +65,7 @@ def write_manifest(folder: Path, manifest: bundle_pb2.Bundle) -> None:
 
 def publish(folder: Path, target: Path) -> None:
     """Read the bundle as the server would, make it durable, and give it its name. Raises BundleError, ExportError."""
-    read_bundle(folder)
+    check_texts(read_bundle(folder))
     for path in (*folder.rglob("*"), folder):
         flush(path)
     target.parent.mkdir(exist_ok=True)
@@ -76,6 +73,12 @@ def publish(folder: Path, target: Path) -> None:
         raise ExportError(f"{target} was written by somebody else meanwhile; take another version")
     folder.rename(target)
     flush(target.parent)
+
+
+def check_texts(bundle: Bundle) -> None:
+    """Open tokenizers and chat template as the server does. Raises BundleError."""
+    open_chat_template(bundle, open_tokenizer(bundle))
+    open_source_tokenizer(bundle)
 
 
 def flush(path: Path) -> None:

@@ -9,13 +9,14 @@ import onnx_ir as ir
 
 from polyhead.export.adapter_inputs import add_adapters, write_adapters
 from polyhead.export.adapters import Adapter, read_adapter
-from polyhead.export.bundle import choose_target, half_written, publish, write_manifest
+from polyhead.export.bundle import check_texts, choose_target, half_written, publish, write_manifest
 from polyhead.export.card import model_card
 from polyhead.export.errors import ExportError
 from polyhead.export.exportable import Exportable, ExportableDecoder, ExportableEncoder
 from polyhead.export.huggingface.folder import is_hugging_face
 from polyhead.export.huggingface.importer import import_source
 from polyhead.export.manifest import graph_entry, make_manifest
+from polyhead.export.origin import Checkpoint, make_origin
 from polyhead.export.parity import tolerance_of
 from polyhead.export.quality import (
     encoder_quality,
@@ -74,6 +75,8 @@ class ExportOptions:
     """Of `quality.loss_of`; what loses more is not written."""
     adapters: tuple[tuple[str, Path], ...] = ()
     """Name and folder of each LoRA adapter that requests can choose."""
+    checkpoint: Checkpoint | None = None
+    """What the model was read from, if it was."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ def export_checkpoint(
     Raises CheckpointError, ExportError.
     """
     text = None if eval_data is None else read_text(eval_data)
-    return export_source(load_source(checkpoint), out, ExportOptions(version, QuantizationOptions(quantization), text))
+    options = ExportOptions(
+        version, QuantizationOptions(quantization), text, checkpoint=Checkpoint.from_folder(checkpoint)
+    )
+    return export_source(load_source(checkpoint), out, options)
 
 
 def load_source(checkpoint: Path, task: Task | None = None, max_tokens: int | None = None) -> Source:
@@ -147,7 +153,9 @@ def export_source(source: Source, out: Path, options: ExportOptions | None = Non
     target = choose_target(out, options.version)
     with half_written(target) as folder:
         manifest = make_manifest(source, kind)
+        manifest.origin.MergeFrom(make_origin(options.checkpoint, options.quantization, options.max_loss))
         write_tokenizer(source, folder, manifest)
+        check_texts(Bundle(folder, manifest))  # before the graphs, which take longer
         manifest.graphs.extend(write_graphs(source.model, folder, options.quantization, adapters))
         manifest.adapters.extend(write_adapters(folder, adapters))
         bundle = Bundle(folder, manifest)

@@ -170,6 +170,7 @@ class Bundle(_message.Message):
     SEQ2SEQ_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     LABELS_TOKENS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """1. A server refuses what is newer than it knows."""
     task: Global___Task.ValueType
@@ -234,6 +235,10 @@ class Bundle(_message.Message):
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
         """Small changes to the weights that a request can choose, by name; sorted by name."""
 
+    @_builtins.property
+    def origin(self) -> Global___Origin:
+        """What export was asked for. Unset in bundles of exports that did not tell."""
+
     def __init__(
         self,
         *,
@@ -260,21 +265,73 @@ class Bundle(_message.Message):
         seq2seq: Global___Seq2Seq | None = ...,
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
         labels_tokens: _builtins.bool = ...,
+        origin: Global___Origin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "_seq2seq", b"_seq2seq", "cache", b"cache", "created_at", b"created_at", "limits", b"limits", "sampling_defaults", b"sampling_defaults", "seq2seq", b"seq2seq", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "_origin", b"_origin", "_seq2seq", b"_seq2seq", "cache", b"cache", "created_at", b"created_at", "limits", b"limits", "origin", b"origin", "sampling_defaults", b"sampling_defaults", "seq2seq", b"seq2seq", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "_seq2seq", b"_seq2seq", "adapters", b"adapters", "architecture", b"architecture", "cache", b"cache", "created_at", b"created_at", "files", b"files", "graphs", b"graphs", "labels", b"labels", "labels_tokens", b"labels_tokens", "license", b"license", "limits", b"limits", "made_with", b"made_with", "normalized", b"normalized", "parameters", b"parameters", "parity", b"parity", "pooling", b"pooling", "quality", b"quality", "quantization", b"quantization", "sampling_defaults", b"sampling_defaults", "schema_version", b"schema_version", "seq2seq", b"seq2seq", "task", b"task", "tokenizer", b"tokenizer", "traffic_independent", b"traffic_independent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache", b"_cache", "_origin", b"_origin", "_seq2seq", b"_seq2seq", "adapters", b"adapters", "architecture", b"architecture", "cache", b"cache", "created_at", b"created_at", "files", b"files", "graphs", b"graphs", "labels", b"labels", "labels_tokens", b"labels_tokens", "license", b"license", "limits", b"limits", "made_with", b"made_with", "normalized", b"normalized", "origin", b"origin", "parameters", b"parameters", "parity", b"parity", "pooling", b"pooling", "quality", b"quality", "quantization", b"quantization", "sampling_defaults", b"sampling_defaults", "schema_version", b"schema_version", "seq2seq", b"seq2seq", "task", b"task", "tokenizer", b"tokenizer", "traffic_independent", b"traffic_independent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache: _TypeAlias = _typing.Literal["cache"]  # noqa: Y015
     _WhichOneofArgType__cache: _TypeAlias = _typing.Literal["_cache", b"_cache"]  # noqa: Y015
+    _WhichOneofReturnType__origin: _TypeAlias = _typing.Literal["origin"]  # noqa: Y015
+    _WhichOneofArgType__origin: _TypeAlias = _typing.Literal["_origin", b"_origin"]  # noqa: Y015
     _WhichOneofReturnType__seq2seq: _TypeAlias = _typing.Literal["seq2seq"]  # noqa: Y015
     _WhichOneofArgType__seq2seq: _TypeAlias = _typing.Literal["_seq2seq", b"_seq2seq"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cache) -> _WhichOneofReturnType__cache | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__origin) -> _WhichOneofReturnType__origin | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seq2seq) -> _WhichOneofReturnType__seq2seq | None: ...
 
 Global___Bundle: _TypeAlias = Bundle  # noqa: Y015
+
+@_typing.final
+class Origin(_message.Message):
+    """How a bundle was made, beside `quantization` and `cache`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    KEEP_FP32_FIELD_NUMBER: _builtins.int
+    MAX_LOSS_FIELD_NUMBER: _builtins.int
+    checkpoint: _builtins.str
+    """Name of the checkpoint's folder, or OWNER/NAME of one from the hub. Empty: a model that was in memory."""
+    revision: _builtins.str
+    """Commit on the hub, in hexadecimal; empty for a folder."""
+    block_size: _builtins.int
+    """Weights of a column that share a scale. QUANTIZATION_INT4 only."""
+    max_loss: _builtins.float
+    """Share that quantization was allowed to cost at most, 0 or more; unset: no limit."""
+    @_builtins.property
+    def keep_fp32(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Shell patterns of weights, by their names in the checkpoint, that were to stay in fp32."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        block_size: _builtins.int | None = ...,
+        keep_fp32: _abc.Iterable[_builtins.str] | None = ...,
+        max_loss: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_max_loss", b"_max_loss", "block_size", b"block_size", "max_loss", b"max_loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_max_loss", b"_max_loss", "block_size", b"block_size", "checkpoint", b"checkpoint", "keep_fp32", b"keep_fp32", "max_loss", b"max_loss", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__block_size: _TypeAlias = _typing.Literal["block_size"]  # noqa: Y015
+    _WhichOneofArgType__block_size: _TypeAlias = _typing.Literal["_block_size", b"_block_size"]  # noqa: Y015
+    _WhichOneofReturnType__max_loss: _TypeAlias = _typing.Literal["max_loss"]  # noqa: Y015
+    _WhichOneofArgType__max_loss: _TypeAlias = _typing.Literal["_max_loss", b"_max_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__block_size) -> _WhichOneofReturnType__block_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_loss) -> _WhichOneofReturnType__max_loss | None: ...
+
+Global___Origin: _TypeAlias = Origin  # noqa: Y015
 
 @_typing.final
 class Seq2Seq(_message.Message):

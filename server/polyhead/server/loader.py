@@ -150,10 +150,9 @@ def open_model(name: str, version: str, bundle: Bundle, settings: Settings, obse
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:
+    """Raises BundleError if it is none, or has a token that the model doesn't know."""
     tokenizer = Tokenizer.from_file(bundle.tokenizer, bundle.manifest.tokenizer)
-    size, limit = tokenizer.vocabulary_size, bundle.manifest.limits.vocabulary_size
-    if size > limit:
-        raise BundleError(f"{bundle.tokenizer.name}: has {size} tokens, the model's vocabulary is {limit}")
+    check_ids(bundle.tokenizer.name, tokenizer, bundle.manifest.limits.vocabulary_size)
     return tokenizer
 
 
@@ -162,13 +161,18 @@ def open_source_tokenizer(bundle: Bundle) -> Tokenizer | None:
     if not seq2seq.source_tokenizer:
         return None
     tokenizer = Tokenizer.from_file(bundle.folder / seq2seq.source_tokenizer, bundle_pb2.Tokenizer())
-    if tokenizer.vocabulary_size > seq2seq.source_vocabulary_size:
-        size = f"has {tokenizer.vocabulary_size} tokens, the source's vocabulary is {seq2seq.source_vocabulary_size}"
-        raise BundleError(f"{seq2seq.source_tokenizer}: {size}")
+    check_ids(seq2seq.source_tokenizer, tokenizer, seq2seq.source_vocabulary_size)
     return tokenizer
 
 
+def check_ids(file: str, tokenizer: Tokenizer, vocabulary_size: int) -> None:
+    highest = tokenizer.highest_id()
+    if highest >= vocabulary_size:
+        raise BundleError(f"{file}: has token {highest}, the model knows {vocabulary_size}, 0 to {vocabulary_size - 1}")
+
+
 def open_chat_template(bundle: Bundle, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Raises BundleError if it is none."""
     spec = bundle.manifest.tokenizer
     if not spec.chat_template:
         return None

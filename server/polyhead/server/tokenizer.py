@@ -45,9 +45,9 @@ class Tokenizer:
         self.bos_token_id = spec.bos_token_id if spec.HasField("bos_token_id") else None
         self.pad_token_id = spec.pad_token_id if spec.HasField("pad_token_id") else None
         self.eos_token_ids = frozenset(spec.eos_token_ids)
-        self.vocabulary_size = library.get_vocab_size(with_added_tokens=True)
         self.takes_pairs = takes_pairs(library)
         self._texts: dict[int, str] = {}  # of single tokens, as they are asked for
+        self._special = frozenset(i for i, added in library.get_added_tokens_decoder().items() if added.special)
 
     @classmethod
     def from_file(cls, path: Path, spec: bundle_pb2.Tokenizer) -> "Tokenizer":
@@ -81,6 +81,10 @@ class Tokenizer:
         encoding = self._library.encode(text, add_special_tokens=add_special_tokens)
         return [TokenSpan(i, t, *o) for i, t, o in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)]
 
+    def highest_id(self) -> int:
+        """Of all tokens, which may leave ids out; -1 if there are none. Looks at every one."""
+        return max(self._library.get_vocab(with_added_tokens=True).values(), default=-1)
+
     def token(self, token_id: int) -> str:
         """As the vocabulary writes it; empty for an id that the vocabulary leaves out."""
         return self._library.id_to_token(token_id) or ""
@@ -88,6 +92,10 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return self._library.decode(list(token_ids), skip_special_tokens=True)
+
+    def is_silent(self, token_id: int) -> bool:
+        """Whether `decode` passes over it wherever it stands."""
+        return not self.text_of(token_id) and (token_id in self._special or not self.token(token_id))
 
     def text_of(self, token_id: int) -> str:
         """As `decode` gives it of this token alone."""

@@ -1,5 +1,6 @@
 """Names, versions, and how a bundle's folder comes to be."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,16 @@ from polyhead.export.errors import ExportError
 from polyhead.server.bundle import read_manifest
 from polyhead.server.errors import PolyheadError
 from polyhead.server.repository import scan
-from tests.unit.export.exports import gpt_bundle
+from tests.unit.export.exports import WORDS, gpt_bundle, tokenizer_json
+
+
+def sparse_tokenizer() -> str:
+    """Of fewer tokens than the model knows, one of which has an id that it doesn't know."""
+    document = json.loads(tokenizer_json())
+    vocabulary = document["model"]["vocab"]
+    del vocabulary["w1"], vocabulary["w2"]
+    vocabulary["w3"] = len(WORDS)
+    return json.dumps(document)
 
 
 def test_the_next_version_follows_the_newest_whatever_else_is_there(tmp_path: Path) -> None:
@@ -39,8 +49,16 @@ def test_a_name_that_no_server_would_find_is_refused(tmp_path: Path, name: str) 
 
 
 def test_version_zero_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="version must be at least 1, got 0"):
+    with pytest.raises(ExportError, match="version must be at least 1 and have at most 18 digits, got 0"):
         choose_target(tmp_path / "gpt", 0)
+
+
+def test_a_version_is_one_that_a_server_sees(tmp_path: Path) -> None:
+    copytree(gpt_bundle(), choose_target(tmp_path / "gpt", 10**18 - 1))
+    assert set(scan(tmp_path)["gpt"].versions) == {10**18 - 1}
+    for version in (10**18, None):  # None: one after the newest
+        with pytest.raises(ExportError, match="at most 18 digits, got 1000000000000000000"):
+            choose_target(tmp_path / "gpt", version)
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
@@ -81,6 +99,39 @@ def test_what_the_server_would_refuse_is_not_published(tmp_path: Path) -> None:
 
     with pytest.raises(ExportError, match=r"the server would refuse this bundle: tokenizer\.json"):
         tampered()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "complaint"),
+    [
+        (
+            "chat_template.jinja",
+            "{% for message in messages %}\n{% if %}",
+            r"chat_template\.jinja: not a chat template: line 2: ",
+        ),
+        ("tokenizer.json", "{}", r"tokenizer\.json: not a tokenizer: "),
+        ("tokenizer.json", sparse_tokenizer(), r"tokenizer\.json: has token 50, the model knows 50, 0 to 49$"),
+    ],
+)
+def test_texts_that_the_server_can_not_read_are_not_published(
+    file: str, content: str, complaint: str, tmp_path: Path
+) -> None:
+    def bad() -> None:
+        with half_written(tmp_path / "gpt" / "1") as folder:
+            copytree(gpt_bundle(), folder, dirs_exist_ok=True)
+            manifest = read_manifest(folder)
+            (folder / "bundle.json").unlink()
+            del manifest.files[:]
+            (folder / file).write_text(content)
+            if file == "chat_template.jinja":
+                manifest.tokenizer.chat_template = file
+            write_manifest(folder, manifest)
+            publish(folder, tmp_path / "gpt" / "1")
+
+    with pytest.raises(ExportError, match=f"^the server would refuse this bundle: {complaint}") as caught:
+        bad()
+    assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -98,7 +98,7 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
         yield "task", model.task or "-"
         yield "architecture", model.architecture or "-"
         yield "parameters", f"{bundle.parameters:,}"
-        yield "quantization", bundle_pb2.Quantization.Name(bundle.quantization).removeprefix("QUANTIZATION_").lower()
+        yield from _quantization_facts(bundle)
         yield "same answer in any traffic", "yes" if bundle.traffic_independent else "no"
         if bundle.license:
             yield "licence", bundle.license
@@ -106,9 +106,26 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
             yield "labels of tokens" if bundle.labels_tokens else "labels", ", ".join(bundle.labels)
         if bundle.HasField("seq2seq"):
             yield from _source_facts(model, bundle.seq2seq)
+        if bundle.task == bundle_pb2.TASK_GENERATE:
+            yield "end tokens", ", ".join(map(str, bundle.tokenizer.eos_token_ids)) or "none"
+            yield "chat template", "yes" if bundle.tokenizer.chat_template else "no"
         yield "size of its files", _size(sum(file.size for file in bundle.files))
+        if bundle.origin.checkpoint:
+            yield "checkpoint", bundle.origin.checkpoint
+        if bundle.origin.revision:
+            yield "revision on the hub", bundle.origin.revision
         if bundle.HasField("created_at"):
             yield "made", bundle.created_at.ToJsonString()
+
+
+def _quantization_facts(bundle: bundle_pb2.Bundle) -> Iterator[tuple[str, str]]:
+    origin = bundle.origin
+    kind = bundle_pb2.Quantization.Name(bundle.quantization).removeprefix("QUANTIZATION_").lower()
+    yield "quantization", f"{kind}, {origin.block_size} weights a scale" if origin.HasField("block_size") else kind
+    if origin.keep_fp32:
+        yield "kept in fp32", ", ".join(origin.keep_fp32)
+    if origin.HasField("max_loss"):
+        yield "largest loss accepted", f"{origin.max_loss:g}"
 
 
 def _source_facts(model: Model, seq2seq: bundle_pb2.Seq2Seq) -> Iterator[tuple[str, str]]:
