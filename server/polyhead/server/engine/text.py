@@ -6,6 +6,12 @@ from polyhead.server.tokenizer import Tokenizer
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
+_CHARACTER_TOKENS = 4
+"""Tokens that a character may be spread over: it has four bytes at most."""
+
+_MOST_WAITING = 2 * _CHARACTER_TOKENS
+"""Tokens that may wait: with more, all but the last few are no characters, whatever follows."""
+
 
 class TextStream:
     """Decodes token by token so that the pieces add up to the text of the whole.
@@ -21,17 +27,32 @@ class TextStream:
         self._sent_text = ""  # their text within the window
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes; may be empty."""
+        """The text that this token completes; may be empty. Takes the same time however many came before."""
+        if self._tokenizer.is_silent(token_id):
+            return ""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
-        if text.endswith(_INCOMPLETE) or len(text) <= len(self._sent_text):
+        if len(text) <= len(self._sent_text):
             return ""
+        if text.endswith(_INCOMPLETE):
+            return self._settle(text) if len(self._window) - self._sent_tokens > _MOST_WAITING else ""
         return self._advance(text)
 
     def flush(self) -> str:
         """What still waits, now that no token will follow; parts of characters become U+FFFD."""
         text = self._tokenizer.decode(self._window)
         return self._advance(text) if len(text) > len(self._sent_text) else ""
+
+    def _settle(self, text: str) -> str:
+        """Of the window's text, what no token can change any more."""
+        waits = self._window[-_CHARACTER_TOKENS:]
+        settled = self._tokenizer.decode(self._window[:-_CHARACTER_TOKENS])
+        if not (len(self._sent_text) < len(settled) < len(text) and text.startswith(settled)):
+            return ""
+        del self._window[-_CHARACTER_TOKENS:]
+        piece = self._advance(settled)
+        self._window += waits
+        return piece
 
     def _advance(self, text: str) -> str:
         piece = text[len(self._sent_text) :]
