@@ -20,6 +20,10 @@ Output = Literal["probabilities", "embeddings"]
 Pooling = Literal["mean", "cls", "max", "mean_sqrt_length", "weighted_mean", "last"]
 
 
+LEAST_TOKENS = 2
+"""Of a decoder's longest input: it reads a single token as two, so that bits don't depend on what comes with it."""
+
+
 @dataclass(frozen=True)
 class DecoderSizes:
     """What the manifest says of a decoder's cache and limits."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from polyhead.export.attention import ROTARY_HEAD_MULTIPLE, padded_attention
 from polyhead.export.errors import ExportError
 from polyhead.export.exportable import (
+    LEAST_TOKENS,
     DecoderSizes,
     EncoderSizes,
     Exportable,
@@ -45,6 +46,8 @@ class OwnDecoder(ExportableDecoder):
                 f"head size {config.head_size} (width {config.width} / heads {config.heads}) must be a multiple of "
                 f"{ROTARY_HEAD_MULTIPLE}: the fused attention rotates no other"
             )
+        if config.max_tokens < LEAST_TOKENS:
+            raise ExportError(f"max_tokens must be at least {LEAST_TOKENS} for a decoder, is {config.max_tokens}")
         self.sizes = DecoderSizes(
             config.vocabulary_size, config.max_tokens, config.layers, config.kv_heads, config.head_size
         )
