@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         choose_target(arguments.out, arguments.version)  # before the weights are read, which takes longer
         text = None if arguments.eval_data is None else read_text(arguments.eval_data)
-        checkpoint = local_folder(arguments.checkpoint)
+        checkpoint = local_folder(arguments.checkpoint, arguments.revision)
         source = load_source(checkpoint, arguments.task, arguments.max_tokens)
         if source.ignored:
             print(f"polyhead export: ignored from {source.ignored}", file=sys.stderr)
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=_model, required=True, metavar="MODELS/NAME", help="the model, in a models folder"
     )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a name on the hub")
     parser.add_argument("--version", type=_version, metavar="N", help="1 or more; default: one after the newest")
     parser.add_argument(
         "--task", choices=get_args(Task), help="instead of the one that the checkpoint's class stands for"

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from polyhead.export.errors import ExportError
-from polyhead.export.huggingface.folder import PICKLED, read_json
+from polyhead.export.huggingface.folder import read_json
+from polyhead.export.huggingface.pickles import missing_tensors
 from polyhead.server.adapters import NAME
 
 CONFIG_FILE = "adapter_config.json"
@@ -153,11 +154,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """In fp32, by names without peft's prefix. Raises ExportError."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        pickled = sorted(found.name for found in folder.iterdir() if found.suffix in PICKLED)
-        reason = (
-            f"{pickled[0]} is pickle, which can run code when it is read; save it as safetensors" if pickled else ""
-        )
-        raise ExportError(f"{path}: no such file{'; ' if reason else ''}{reason}")
+        raise ExportError(missing_tensors(path))
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
