@@ -1,6 +1,6 @@
 """transformers' decoders over cache slots."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from polyhead.export.attention import AttentionVariant
 from polyhead.export.errors import ExportError
-from polyhead.export.exportable import DecoderSizes, ExportableDecoder, Floats, Slots
+from polyhead.export.exportable import LEAST_TOKENS, DecoderSizes, ExportableDecoder, Floats, Slots
 from polyhead.export.huggingface.attention import attention_of, merge_heads, split_heads
 from polyhead.export.huggingface.substitutes import substitutes
 
@@ -96,8 +96,10 @@ def decoder_sizes(config: Any, max_tokens: int | None) -> DecoderSizes:
             f"head size {head_size} must be a multiple of {HEAD_MULTIPLE}: the fused attention takes no other"
         )
     limit = longest_input(config)
-    if max_tokens is not None and not 1 <= max_tokens <= limit:
-        raise ExportError(f"--max-tokens must be from 1 to {limit}, which the checkpoint can take, got {max_tokens}")
+    if max_tokens is not None and not LEAST_TOKENS <= max_tokens <= limit:
+        raise ExportError(
+            f"--max-tokens must be from {LEAST_TOKENS} to {limit}, which the checkpoint can take, got {max_tokens}"
+        )
     return DecoderSizes(
         vocabulary_size=config.vocab_size,
         max_tokens=max_tokens or limit,
@@ -109,11 +111,19 @@ def decoder_sizes(config: Any, max_tokens: int | None) -> DecoderSizes:
 
 def longest_input(config: Any) -> int:
     """Tokens. Where frequencies change with the length of the input (longrope, dynamic), keys in the cache would have to be
-    rotated anew, so the limit is the length up to which they don't."""
+    rotated anew, so the limit is the length up to which they don't. YaRN's (Peng et al. 2023) stay as they are, and are made for `factor`
+    times the original length, also where a configuration that was edited for it still has that length as its positions."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [kind for kind in rope.values() if isinstance(kind, dict)] or [rope]
-    limits = [int(config.max_position_embeddings)]
-    for kind in kinds:
-        if kind.get("rope_type") == "longrope":
-            limits.append(int(kind.get("original_max_position_embeddings") or config.original_max_position_embeddings))
-    return min(limits)
+    positions = int(config.max_position_embeddings)
+    return min(limit_of(kind, config, positions) for kind in kinds)
+
+
+def limit_of(kind: Mapping[str, Any], config: Any, positions: int) -> int:
+    """Tokens that one kind of rotation can take, of a model with so many positions."""
+    original = kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    if kind.get("rope_type") == "longrope":
+        return min(positions, int(original or positions))
+    if kind.get("rope_type") == "yarn" and original:
+        return max(positions, int(original * (kind.get("factor") or 1)))
+    return positions

@@ -96,7 +96,7 @@ def test_a_head_size_that_attention_cannot_take_is_refused(
 def test_the_longest_input_can_be_shortened_and_never_lengthened(llama: Path) -> None:
     assert import_source(llama).model.sizes.max_tokens == POSITIONS
     assert import_source(llama, max_tokens=20).model.sizes.max_tokens == 20
-    with pytest.raises(ExportError, match=rf"--max-tokens must be from 1 to {POSITIONS}, .* got {POSITIONS + 1}"):
+    with pytest.raises(ExportError, match=rf"--max-tokens must be from 2 to {POSITIONS}, .* got {POSITIONS + 1}"):
         import_source(llama, max_tokens=POSITIONS + 1)
 
 
