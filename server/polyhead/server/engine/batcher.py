@@ -122,14 +122,14 @@ class Batcher(Generic[R]):
             raise InvalidInput("inputs", f"must have at most {limit} tokens with padding together, got {sum(padded)}")
         return padded
 
-    def refusal(self, request: R) -> str | None:
-        """Why the queue has no room for a request now, naming the limit; None if it has."""
+    def refusal(self, tokens: int) -> str | None:
+        """Why the queue has no room now for a request of so many tokens with padding, naming the limit; None if it has."""
         limits = self._limits
         if self.waiting_requests >= limits.max_queue_requests:
             return f"the queue is full: {self.waiting_requests} requests wait, the limit is {limits.max_queue_requests}"
-        if self.waiting_tokens + request.waiting_tokens > limits.max_queue_tokens:
+        if self.waiting_tokens + tokens > limits.max_queue_tokens:
             return (
-                f"the queue is full: {self.waiting_tokens} tokens wait and {request.waiting_tokens} came, "
+                f"the queue is full: {self.waiting_tokens} tokens wait and {tokens} came, "
                 f"the limit is {limits.max_queue_tokens}"
             )
         return None

@@ -107,6 +107,11 @@ class EncoderEngine:
         """Begin to work; what was submitted before has waited."""
         self._thread.start()
 
+    def check_room(self) -> None:
+        """Raises what `submit` surely would, so that nobody prepares a request in vain. `submit` decides."""
+        with self._condition:
+            self._check_room(tokens=1)
+
     def submit(
         self, inputs: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] = (), adapter: str = ""
     ) -> EncoderAnswer:
@@ -117,7 +122,8 @@ class EncoderEngine:
         """
         job = self._job(inputs, token_types, adapter)
         with self._condition:
-            self._admit(job)
+            self._check_room(job.waiting_tokens)
+            self._batcher.add(job)
             self._observer.queue_size(self._batcher.waiting_requests)
             self._condition.notify()
         return EncoderAnswer(job, self._leave)
@@ -162,14 +168,13 @@ class EncoderEngine:
                 self._batcher.cancel(job)
                 self._observer.queue_size(self._batcher.waiting_requests)
 
-    def _admit(self, job: _Job) -> None:
+    def _check_room(self, tokens: int) -> None:
         if self._dead:
             raise Unavailable("the model's engine failed")
         if self._draining:
             raise Unavailable("the model is draining and takes no new requests")
-        if refusal := self._batcher.refusal(job):
+        if refusal := self._batcher.refusal(tokens):
             raise Overloaded(refusal, self._retry_after())
-        self._batcher.add(job)
 
     def _retry_after(self) -> float:
         """Seconds until what waits now has run, at the speed measured so far."""

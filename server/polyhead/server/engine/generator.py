@@ -20,7 +20,7 @@ from polyhead.server.engine.scheduler import Chunk, GeneratorLimits, Scheduler
 from polyhead.server.engine.sequence import GenerationRequest, Sequence, sequences_of
 from polyhead.server.engine.slots import Slots
 from polyhead.server.engine.stepper import Pieces, Stepper
-from polyhead.server.errors import Unavailable
+from polyhead.server.errors import Overloaded, Unavailable
 from polyhead.server.runtime.decoder import Decoder, StepOutput
 from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.server.tokenizer import Tokenizer
@@ -58,6 +58,7 @@ class Generator:
         prefixes = None  # of sources there are none: their lanes hold no more than the beginning of an answer
         if isinstance(decoder, Decoder):
             prefixes = PrefixCache(decoder.lanes, decoder.prefix_slots, decoder.memory, chunk_tokens)
+        self._most_waiting = limits.max_queue_requests
         self._scheduler = Scheduler(
             self._slots, prefixes, limits, chunk_tokens=chunk_tokens, capacity=lanes_hold, pads=decoder.continues_prompt
         )
@@ -80,8 +81,23 @@ class Generator:
     def start(self) -> None:
         self._thread.start()
 
+    def check_room(self) -> None:
+        """Raises what `submit` surely would, so that nobody prepares a request in vain. `submit` decides."""
+        with self._wake:
+            self._check_open()
+            waiting = self._scheduler.waiting - self._slots.free  # each of those who find slots takes one at least
+            if waiting >= self._most_waiting:
+                limit = f"{waiting} requests are waiting, the limit is {self._most_waiting}"
+                raise Overloaded(limit, self._retry_after())
+
+    def _check_open(self) -> None:
+        if self._dead:
+            raise Unavailable("the model's engine failed")
+        if self._draining:
+            raise Unavailable("the model is draining")
+
     def submit(self, request: GenerationRequest) -> Answer:
-        """Queue a request. Raises Overloaded if the queue is full and Unavailable if the engine drains.
+        """Queue a request. Raises Overloaded if the queue is full and Unavailable if the engine drains or has failed.
 
         Raises ValueError for what the service must have refused: an empty prompt, or one that with `max_tokens` passes the capacity.
         """
@@ -95,8 +111,7 @@ class Generator:
         sequence = sequences_of(request, self._clock())
         answer = Answer(lambda: self._cancel(sequence), lambda: sequence.times_so_far(self._clock()), request.samples)
         with self._wake:
-            if self._draining:
-                raise Unavailable("the model is draining")
+            self._check_open()
             self._scheduler.add(sequence, self._retry_after())
             for sample in (sequence, *sequence.siblings):
                 self._answers[sample] = answer
@@ -164,8 +179,16 @@ class Generator:
         with self._wake:
             while not (self._scheduler.has_work or self._closing):
                 self._release_idle_waiters()
+                self._check_idle()
                 self._wake.wait()
             return not self._closing
+
+    def _check_idle(self) -> None:
+        """What an idle engine still holds is a fault to hear of; it goes on."""
+        try:
+            self.check_integrity()
+        except AssertionError:
+            log.exception("an idle engine contradicts itself")
 
     def _end(self) -> None:
         """Tell everyone who still waits, and leave nothing behind."""

@@ -51,6 +51,7 @@ async def encode(
 ) -> Encoded:
     """Tokenize and run all inputs of a request. Raises InvalidInput, Overloaded, Unavailable."""
     timer = Timer()
+    model.encoder.check_room()
     adapter = parameters.adapter(request.adapter, model)
     inputs = await encoder_inputs(request.inputs, model, workers, truncate=request.truncate, max_inputs=max_inputs)
     rows = [given.ids for given in inputs]

@@ -40,6 +40,7 @@ class InferenceServicer(InferenceServiceServicer):
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         async with self._use(request, bundle_pb2.TASK_GENERATE) as (model, header):
             timer = Timer()
+            model.generator.check_room()
             prompt = await prompt_tokens(request, model, self._workers)
             tokenize_seconds = timer.seconds()
             work = await generation_request(request, prompt, model, self._settings.default_max_tokens, self._workers)

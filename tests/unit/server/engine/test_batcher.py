@@ -26,7 +26,7 @@ def request(queue: Batcher[Request], *lengths: int) -> Request:
 
 def submit(queue: Batcher[Request], *lengths: int) -> Request:
     made = request(queue, *lengths)
-    assert queue.refusal(made) is None
+    assert queue.refusal(made.waiting_tokens) is None
     queue.add(made)
     return made
 
@@ -97,14 +97,17 @@ def test_a_full_queue_names_the_limit_of_requests() -> None:
     queue = batcher()
     for _ in range(5):
         submit(queue, 4)
-    assert queue.refusal(request(queue, 4)) == "the queue is full: 5 requests wait, the limit is 5"
+    assert queue.refusal(request(queue, 4).waiting_tokens) == "the queue is full: 5 requests wait, the limit is 5"
 
 
 def test_a_full_queue_names_the_limit_of_tokens() -> None:
     queue = batcher()
     submit(queue, *[16] * 12)
-    assert queue.refusal(request(queue, 8)) is None
-    assert queue.refusal(request(queue, 9)) == "the queue is full: 192 tokens wait and 16 came, the limit is 200"
+    assert queue.refusal(request(queue, 8).waiting_tokens) is None
+    assert (
+        queue.refusal(request(queue, 9).waiting_tokens)
+        == "the queue is full: 192 tokens wait and 16 came, the limit is 200"
+    )
 
 
 def test_cancelling_gives_the_place_back_at_once() -> None:
@@ -190,7 +193,7 @@ class AnyTraffic(RuleBasedStateMachine):
         waiting = {id(request) for _, request, _ in self.model}
         full = len(waiting) >= LIMITS.max_queue_requests
         full |= sum(length for length, _, _ in self.model) + sum(made.padded) > LIMITS.max_queue_tokens
-        assert (self.queue.refusal(made) is not None) == full
+        assert (self.queue.refusal(made.waiting_tokens) is not None) == full
         if not full:
             self.queue.add(made)
             self.model += [(length, made, position) for position, length in enumerate(made.padded)]

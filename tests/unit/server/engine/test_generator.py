@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
+from structlog.testing import capture_logs
 
 from polyhead.server.constraints import Kind
 from polyhead.server.engine.generator import Generator
@@ -260,9 +261,22 @@ async def test_an_engine_that_dies_tells_everyone_and_takes_no_more() -> None:
     with pytest.raises(Unavailable, match="engine failed"):
         await answer(engine, request())
     assert not engine.alive
-    with pytest.raises(Unavailable):
-        engine.submit(request())
+    for enter in (lambda: engine.submit(request()), engine.check_room):
+        with pytest.raises(Unavailable, match="engine failed"):
+            enter()
     await engine.drain()
+    engine.close()
+
+
+async def test_an_idle_engine_whose_books_are_wrong_says_so_and_goes_on() -> None:
+    engine = generator()
+    with capture_logs() as logs:
+        await answer(engine, request())
+        engine._scheduler._waiting_tokens += 1
+        assert len((await answer(engine, request())).token_ids) == 12
+        await engine.drain()
+    assert [(line["event"], line["log_level"]) for line in logs] == [("an idle engine contradicts itself", "error")]
+    assert engine.alive
     engine.close()
 
 
