@@ -4,8 +4,9 @@
 
 CHECKPOINT is the one that the bundle was exported from; sources come from its held_out.txt. Each stream takes the next source as
 soon as its answer is over, and torch reads as many at a time as there are streams. The three take turns within a round. Counted
-are output tokens with their end token; ratios are medians over the rounds. Before that: what a step takes of one and of all streams,
-by the room that their pool has for sources, and reading a source; milliseconds of the fastest of 50.
+are output tokens with their end token; ratios are medians over the rounds, also of processor time, which other programs on the
+machine change little. Before that: what a step takes of one and of all streams, by the room that their pool has for sources, and
+reading a source; milliseconds of the fastest of 50.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +36,24 @@ from tests.perf.engines import Unwatched
 LIMITS = GeneratorLimits(max_queue_requests=1024, max_queue_tokens=2**20, prefill_budget_tokens=32)
 
 
-async def served(engine: Generator, sources: list[tuple[int, ...]], streams: int) -> tuple[int, float]:
-    """Tokens and seconds."""
+class Cost(NamedTuple):
+    """Of a token, in seconds."""
+
+    time: float
+    processor: float
+
+
+class Stopwatch:
+    """Runs from its beginning."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+    def cost(self, tokens: int) -> Cost:
+        return Cost((time.perf_counter() - self._began[0]) / tokens, (time.process_time() - self._began[1]) / tokens)
+
+
+async def served(engine: Generator, sources: list[tuple[int, ...]], streams: int) -> Cost:
     waiting, tokens = iter(sources), 0
     stopping, sampling = Stopping(engine.capacity), Sampling(seed=0, temperature=0.0)
 
@@ -45,22 +63,21 @@ async def served(engine: Generator, sources: list[tuple[int, ...]], streams: int
             async for piece in engine.submit(GenerationRequest(source, sampling, stopping)):
                 tokens += len(piece.token_ids)
 
-    began = time.perf_counter()
+    watch = Stopwatch()
     await asyncio.gather(*(stream() for _ in range(streams)))
-    return tokens, time.perf_counter() - began
+    return watch.cost(tokens)
 
 
 def in_torch(
     model: RNNSeq2Seq | TransformerSeq2Seq, sources: list[tuple[int, ...]], rows: int, begin: int, end: int
-) -> tuple[int, float]:
-    """Tokens and seconds."""
-    tokens, began = 0, time.perf_counter()
+) -> Cost:
+    tokens, watch = 0, Stopwatch()
     for batch in batches(sources, rows):
         lengths = torch.tensor([len(source) for source in batch])
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(source) for source in batch], batch_first=True)
         answers = model.greedy(ids, lengths, model.config.max_target_tokens, begin, end)
         tokens += sum(len(answer) + 1 for answer in answers)
-    return tokens, time.perf_counter() - began
+    return watch.cost(tokens)
 
 
 def batches(sources: list[tuple[int, ...]], rows: int) -> Iterator[list[tuple[int, ...]]]:
@@ -115,20 +132,24 @@ async def main(options: argparse.Namespace) -> None:
     engine.start()
     begin, end = manifest.seq2seq.start_token_id, manifest.tokenizer.eos_token_ids[0]
     few = sources[: max(1, len(sources) // 8)]
-    ratios: list[tuple[float, float]] = []
+    rounds: list[tuple[Cost, Cost, Cost]] = []
     for number in range(options.rounds + 1):
         one, many = await served(engine, few, 1), await served(engine, sources, options.streams)
         torch_ = in_torch(model, sources, options.streams, begin, end)
         if number:  # the first round warms up
-            alone, together, peer = (tokens / seconds for tokens, seconds in (one, many, torch_))
-            ratios.append((together / alone, together / peer))
+            rounds.append((one, many, torch_))
+            alone, together, peer = (1 / cost.time for cost in rounds[-1])
             print(
                 f"round {number}: one stream {alone:,.0f}, {options.streams} streams {together:,.0f}, torch {peer:,.0f} tokens/s",
                 flush=True,
             )
     engine.close()
-    of_one, of_torch = (median(ratio[i] for ratio in ratios) for i in (0, 1))
-    print(f"{options.streams} streams: {of_one:.2f} times one stream, {of_torch:.2f} times torch's batched greedy loop")
+    for number, name in enumerate(Cost._fields):
+        of_one = median(one[number] / many[number] for one, many, _ in rounds)
+        of_torch = median(torch_[number] / many[number] for _, many, torch_ in rounds)
+        print(
+            f"{options.streams} streams, by {name}: {of_one:.2f} times one stream, {of_torch:.2f} times torch's greedy loop"
+        )
 
 
 if __name__ == "__main__":
