@@ -186,6 +186,24 @@ def add_separators(folder: Path) -> None:
     library.save(str(folder / "tokenizer.json"))
 
 
+def write_modules(folder: Path, *names: str) -> None:
+    """modules.json of sentence-transformers, and an empty folder for each step but the first, such as `1_Pooling`."""
+    entries = [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "", "type": f"sentence_transformers.models.{name}"}
+        for i, name in enumerate(names)
+    ]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    for entry in entries[1:]:
+        (folder / str(entry["path"])).mkdir()
+
+
+def add_tokenizer_class(folder: Path) -> None:
+    """What sentence-transformers needs to load the tokenizer, and to tell two texts apart."""
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    given = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "model_input_names": inputs}
+    edit_json(folder / "tokenizer_config.json", **given)
+
+
 def edit_json(path: Path, **fields: Any) -> None:
     """Change top-level fields of a JSON file; None takes one away."""
     document = {**(json.loads(path.read_text("utf-8")) if path.exists() else {}), **fields}

@@ -14,9 +14,18 @@ from polyhead.export.errors import ExportError
 from polyhead.export.exportable import ExportableEncoder
 from polyhead.export.huggingface import architectures
 from polyhead.export.pipeline import export_source, load_source
+from polyhead.models.checkpoint import CheckpointError
 from polyhead.server.bundle import read_bundle
 from polyhead.v1 import bundle_pb2
-from tests.parity.huggingface import ENCODERS, LABELS, edit_json, write_classifier, write_embedder
+from tests.parity.huggingface import (
+    ENCODERS,
+    LABELS,
+    add_tokenizer_class,
+    edit_json,
+    write_classifier,
+    write_embedder,
+    write_modules,
+)
 
 SMALL_SUITE = ("bert",)
 """The others, each some ten seconds of processor time, are long tests."""
@@ -120,7 +129,7 @@ def test_one_label_becomes_a_number_between_0_and_1(tmp_path: Path) -> None:
         (["Transformer", "LSTM"], {}, "second module must be a Pooling"),
         (["Transformer", "Pooling", "LayerNorm"], {"pooling_mode": "mean"}, "LayerNorm can't be imported"),
         (["Pooling"], {}, "first module must be a Transformer"),
-        (["Transformer", "Pooling"], {"pooling_mode": "attention"}, "pooling must be among cls, mean"),
+        (["Transformer", "Pooling"], {"pooling_mode": "attention"}, "pooling_mode: must be among cls, mean"),
     ],
 )
 def test_steps_that_cannot_be_imported_are_named(
@@ -133,22 +142,46 @@ def test_steps_that_cannot_be_imported_are_named(
         {"idx": i, "path": "1_Pooling" if i else "", "type": f"some.where.{step}"} for i, step in enumerate(steps)
     ]
     (tmp_path / "modules.json").write_text(json.dumps(entries))
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises((CheckpointError, ExportError), match=message):
         load_source(tmp_path)
+
+
+def test_prompts_that_sentence_transformers_saved_are_named_and_not_applied(tmp_path: Path) -> None:
+    """Whoever wants one puts it in front of the text: what that library does, too."""
+    library = pytest.importorskip("sentence_transformers")
+    write_embedder(tmp_path / "a", "bert", num_hidden_layers=1)
+    add_tokenizer_class(tmp_path / "a")
+    prompts = {"query": "w1 w2 ", "passage": "w7 ", "document": ""}
+    made = library.SentenceTransformer(
+        str(tmp_path / "a"), device="cpu", local_files_only=True, prompts=prompts, default_prompt_name="query"
+    )
+    made.set_pooling_include_prompt(False)
+    made.save_pretrained(str(tmp_path / "b"))
+    source = load_source(tmp_path / "b")
+    assert source.ignored == (
+        'config_sentence_transformers.json: default_prompt_name (query: "w1 w2 "), prompts (passage: "w7 "); '
+        "1_Pooling/config.json: include_prompt: false"
+    )
+    assert source.training["ignored from 1_Pooling/config.json"] == "include_prompt: false"
+    made.set_pooling_include_prompt(True)
+    actual = encoder_of(source).reference(np.array([4, 5, 6]))
+    np.testing.assert_allclose(actual, made.encode("w3"), rtol=1e-4, atol=1e-6)
+
+
+def test_settings_of_sentence_transformers_that_say_nothing_are_not_named(tmp_path: Path) -> None:
+    write_embedder(tmp_path, "bert", num_hidden_layers=1)
+    write_sentence_modules(tmp_path, {"pooling_mode": "mean", "include_prompt": True}, dense=False)
+    prompts = {"query": "", "document": ""}
+    edit_json(tmp_path / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")
+    assert load_source(tmp_path).ignored == ""
 
 
 def write_sentence_modules(folder: Path, pooling: dict[str, Any], dense: bool = True) -> None:
     """modules.json with pooling, a dense layer perhaps, and normalization."""
     names = ["Transformer", "Pooling", *(["Dense"] if dense else []), "Normalize"]
-    entries = [
-        {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "", "type": f"sentence_transformers.models.{name}"}
-        for i, name in enumerate(names)
-    ]
-    (folder / "modules.json").write_text(json.dumps(entries))
+    write_modules(folder, *names)
     edit_json(folder / "sentence_bert_config.json", max_seq_length=40, do_lower_case=False)
-    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", pad_token="<pad>")
-    for i, name in enumerate(names[1:], 1):
-        (folder / f"{i}_{name}").mkdir()
+    add_tokenizer_class(folder)
     edit_json(folder / "1_Pooling" / "config.json", **pooling)
     if dense:
         sizes = {"in_features": 144, "out_features": 24, "bias": True}

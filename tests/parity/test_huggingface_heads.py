@@ -15,7 +15,16 @@ from polyhead.export.huggingface.encoder import activation_of
 from polyhead.export.pipeline import ExportOptions, export_source, load_source
 from polyhead.export.quantize import QuantizationOptions
 from polyhead.server.bundle import read_bundle
-from tests.parity.huggingface import ENCODERS, LABELS, add_separators, write_cross_encoder, write_token_classifier
+from tests.parity.huggingface import (
+    ENCODERS,
+    LABELS,
+    add_separators,
+    add_tokenizer_class,
+    edit_json,
+    write_cross_encoder,
+    write_modules,
+    write_token_classifier,
+)
 
 TEXTS = "w1 w2 w3\nw5\nw9 w8 w7 w6\nw20 w4 w2\n"
 
@@ -74,9 +83,62 @@ def test_a_pair_is_scored_as_transformers_scores_it(tmp_path: Path) -> None:
     assert abs(encoder.reference(ids[0].numpy()) - expected).max() > 1e-3  # types matter
 
 
+@pytest.mark.parametrize("activation", ["Identity", "Sigmoid", "Tanh"])
+def test_a_cross_encoder_that_sentence_transformers_saved_scores_as_there(activation: str, tmp_path: Path) -> None:
+    """It is a modules.json with a Transformer alone, and the activation is in config_sentence_transformers.json only."""
+    library = pytest.importorskip("sentence_transformers")
+    write_cross_encoder(tmp_path / "a", "bert", num_hidden_layers=1)
+    add_tokenizer_class(tmp_path / "a")
+    chosen = getattr(torch.nn, activation)()
+    made = library.CrossEncoder(str(tmp_path / "a"), device="cpu", local_files_only=True, activation_fn=chosen)
+    made.save_pretrained(str(tmp_path / "b"))
+    assert (tmp_path / "b" / "modules.json").is_file()
+    source = load_source(tmp_path / "b")
+    assert source.task == "classify"
+    assert score(source, tmp_path / "b") == pytest.approx(float(made.predict([("w1 w2", "w3 w4 w5")])[0]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "transformer"),
+    [({"model_type": "CrossEncoder"}, {}), ({}, {"transformer_task": "sequence-classification"})],
+)
+def test_a_cross_encoder_is_told_by_either_file_of_sentence_transformers(
+    settings: dict[str, Any], transformer: dict[str, Any], tmp_path: Path
+) -> None:
+    model = write_cross_encoder(tmp_path, "bert", num_hidden_layers=1)
+    write_modules(tmp_path, "Transformer")
+    activation = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    edit_json(tmp_path / "config_sentence_transformers.json", **settings, **activation)
+    edit_json(tmp_path / "sentence_bert_config.json", **transformer)
+    source = load_source(tmp_path)
+    assert source.task == "classify"
+    pair = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("w1 w2", "w3 w4 w5")
+    logits = model(input_ids=torch.tensor([pair.ids]), token_type_ids=torch.tensor([pair.type_ids])).logits
+    assert score(source, tmp_path) == pytest.approx(logits.item(), abs=1e-6)
+
+
+def test_a_cross_encoder_of_several_steps_is_refused(tmp_path: Path) -> None:
+    write_cross_encoder(tmp_path, "bert", num_hidden_layers=1)
+    write_modules(tmp_path, "Transformer", "LogitScore")
+    edit_json(tmp_path / "config_sentence_transformers.json", model_type="CrossEncoder")
+    with pytest.raises(ExportError, match=r"a cross-encoder .* Transformer alone, is \['Transformer', 'LogitScore'\]"):
+        load_source(tmp_path)
+
+
+def score(source: Any, folder: Path) -> float:
+    """Of a pair of texts."""
+    pair = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("w1 w2", "w3 w4 w5")
+    found = encoder_of(source).reference(np.array(pair.ids), np.array(pair.type_ids))
+    assert found.shape == (1,)
+    return float(found[0])
+
+
 def test_types_are_left_out_where_tokenizer_or_model_has_none(tmp_path: Path) -> None:
     write_cross_encoder(tmp_path / "one", "bert", num_hidden_layers=1, type_vocab_size=1)
     assert not encoder_of(load_source(tmp_path / "one")).takes_token_types
+    write_cross_encoder(tmp_path / "none", "bert", num_hidden_layers=1)
+    edit_json(tmp_path / "none" / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
+    assert not encoder_of(load_source(tmp_path / "none")).takes_token_types
     write_cross_encoder(tmp_path / "two", "bert", num_hidden_layers=1)
     assert encoder_of(load_source(tmp_path / "two")).takes_token_types
     path = tmp_path / "two" / "tokenizer.json"
@@ -98,10 +160,21 @@ def test_types_are_left_out_where_tokenizer_or_model_has_none(tmp_path: Path) ->
         ({"num_labels": 1, "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "Identity()"),
         ({"num_labels": 1, "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, "Tanh()"),
         ({"num_labels": 3, "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "Softmax(dim=-1)"),
+        ({"num_labels": 3, "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, "Sigmoid()"),
+        ({"num_labels": 3, "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Softmax"}}, "Softmax(dim=-1)"),
     ],
 )  # fmt: skip
 def test_scores_are_made_of_logits_as_the_checkpoint_says(fields: dict[str, Any], expected: str) -> None:
     assert str(activation_of(BertConfig(**fields))) == expected
+
+
+def test_an_activation_beside_the_model_comes_before_one_in_its_configuration() -> None:
+    fields: dict[str, Any] = {
+        "num_labels": 1,
+        "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
+    }
+    config = BertConfig(**fields)
+    assert str(activation_of(config, "torch.nn.modules.activation.Tanh")) == "Tanh()"
 
 
 def test_an_activation_that_is_not_torchs_is_refused() -> None:

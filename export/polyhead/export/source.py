@@ -80,14 +80,18 @@ def own_source(
 
 
 def read_tokenizer(tokenizer_json: str, vocabulary_size: int) -> tokenizers.Tokenizer:
-    """Raises ExportError if it is no tokenizer or has more tokens than the model."""
+    """Raises ExportError if it is no tokenizer or has a token that the model doesn't know."""
     try:
         tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises bare Exception
         raise ExportError(f"{TOKENIZER_FILE}: not a tokenizer: {error}") from error
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
-    if size > vocabulary_size:
-        raise ExportError(f"{TOKENIZER_FILE}: has {size} tokens, the model knows {vocabulary_size}")
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    last = max(vocabulary, key=vocabulary.__getitem__, default=None)
+    if last is not None and vocabulary[last] >= vocabulary_size:
+        raise ExportError(
+            f"{TOKENIZER_FILE}: {last!r} has id {vocabulary[last]}, the model knows {vocabulary_size} tokens, 0 to "
+            f"{vocabulary_size - 1}"
+        )
     return tokenizer
 
 

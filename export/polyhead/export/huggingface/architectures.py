@@ -53,14 +53,19 @@ TASK_OF_HEAD: dict[str, Task] = {
 """By the ending of the class in config.json's `architectures`."""
 
 
-def task_of(model_type: str, architecture: str, is_sentence_transformer: bool, wanted: Task | None) -> Task:
-    """What the checkpoint does, or `wanted` instead. Raises ExportError for what can't be imported, naming what can."""
-    if model_type not in DECODERS | ENCODERS | SEQ2SEQ:
+def task_of(model_type: str, architecture: str, said: Task | None, wanted: Task | None) -> Task:
+    """What the checkpoint does, or `wanted` instead. `said`: what sentence-transformers says that it does. Raises ExportError for what
+    can't be imported, naming what can."""
+    names = DECODERS | ENCODERS | SEQ2SEQ
+    if model_type not in names:
         raise ExportError(f"{architecture or model_type} can't be imported; what can: {supported()}")
-    task = wanted or ("embed" if is_sentence_transformer else _task_of_class(architecture))
+    task = wanted or said or _task_of_class(architecture)
     if (task == "generate") != (model_type in DECODERS | SEQ2SEQ):
-        does = "classify or embed" if model_type in ENCODERS else "generate"
-        raise ExportError(f"{architecture or model_type} can {does}, not {task}")
+        tasks = "classify or embed" if model_type in ENCODERS else "generate"
+        raise ExportError(
+            f"{architecture or model_type} can't be imported to {task}: of {names[model_type]} only models that {tasks} are; "
+            f"what can: {supported()}"
+        )
     return task
 
 

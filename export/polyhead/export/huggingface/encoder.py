@@ -70,27 +70,37 @@ class HuggingFaceClassifier(HuggingFaceEncoder):
     pooling = None
 
     def __init__(
-        self, model: Any, max_tokens: int, labels_tokens: bool = False, takes_token_types: bool = False
+        self,
+        model: Any,
+        max_tokens: int,
+        labels_tokens: bool = False,
+        takes_token_types: bool = False,
+        activation_fn: str | None = None,
     ) -> None:
+        """`activation_fn`: see `activation_of`."""
         super().__init__(model, max_tokens)
         self.sizes = EncoderSizes(model.config.vocab_size, max_tokens, model.config.num_labels)
         self.labels_tokens = labels_tokens
         self.takes_token_types = takes_token_types
-        self.activate = nn.Softmax(-1) if labels_tokens else activation_of(model.config)
+        self.activate = nn.Softmax(-1) if labels_tokens else activation_of(model.config, activation_fn)
 
     def head(self, output: Any, lengths: Tensor) -> Tensor:
         scores: Tensor = self.activate(output.logits)
         return scores
 
 
-def activation_of(config: Any) -> nn.Module:
-    """What makes scores of a head's logits: with one label what sentence-transformers wrote down for its CrossEncoder; else by
-    `problem_type`, as transformers' pipeline does, the logits themselves (regression), each label by itself between 0 and 1
-    (several labels at once, or one), or a distribution. Raises ExportError for an activation that torch doesn't have."""
-    settings = getattr(config, "sentence_transformers", None) or {}
-    name = settings.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)
-    if config.num_labels == 1 and name:
-        return activation(str(name))
+def activation_of(config: Any, saved: str | None = None) -> nn.Module:
+    """What makes scores of a head's logits: what sentence-transformers wrote down for its CrossEncoder, `saved` beside the model or in
+    `config`; else by `problem_type`, as transformers' pipeline does, the logits themselves (regression), each label by itself between 0
+    and 1 (several labels at once, or one), or a distribution. For several labels Identity is what it writes where nobody chose, and
+    counts as nothing. Raises ExportError for an activation that torch doesn't have."""
+    settings = getattr(config, "sentence_transformers", None)
+    settings = settings if isinstance(settings, dict) else {}
+    earlier = getattr(config, "sbert_ce_default_activation_function", None)
+    if name := saved or settings.get("activation_fn") or earlier:
+        chosen = activation(str(name))
+        if config.num_labels == 1 or not isinstance(chosen, nn.Identity):
+            return chosen
     if config.problem_type == "regression":
         return nn.Identity()
     return (
@@ -110,9 +120,7 @@ class HuggingFaceEmbedder(HuggingFaceEncoder):
         self.steps = steps
         self.normalized = steps.normalized
         self.pooling = steps.ways[0] if len(steps.ways) == 1 else None
-        with torch.inference_mode():
-            hidden = torch.zeros(1, 1, model.config.hidden_size)
-            outputs = steps(hidden, torch.ones(1, dtype=torch.int32)).shape[-1]
+        outputs = steps.outputs(model.config.hidden_size)
         self.sizes = EncoderSizes(model.config.vocab_size, max_tokens, outputs)
 
     def head(self, output: Any, lengths: Tensor) -> Tensor:

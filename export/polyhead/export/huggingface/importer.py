@@ -11,7 +11,8 @@ from polyhead.export.exportable import Exportable
 from polyhead.export.huggingface.architectures import SEQ2SEQ, task_of
 from polyhead.export.huggingface.decoder import HuggingFaceDecoder
 from polyhead.export.huggingface.encoder import HuggingFaceClassifier, HuggingFaceEmbedder, longest_input
-from polyhead.export.huggingface.folder import CheckpointFolder, transformer_folder
+from polyhead.export.huggingface.folder import MODULES_FILE, CheckpointFolder, transformer_folder
+from polyhead.export.huggingface.ignored import ignored_settings
 from polyhead.export.huggingface.licence import read_license
 from polyhead.export.huggingface.load import load_model
 from polyhead.export.huggingface.sentences import SentenceHead, read_steps, sentence_head
@@ -39,7 +40,7 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
     Raises CheckpointError for files that are missing, damaged or pickle, ExportError for what can't be exported.
     """
     folder = CheckpointFolder(transformer_folder(path), path)
-    task = task_of(folder.model_type, folder.architecture, folder.is_sentence_transformer, task)
+    task = task_of(folder.model_type, folder.architecture, task_of_sentences(folder), task)
     folder.check_weights(auto_class(folder, task))
     folder.check_tokenizer()  # before weights are loaded, which takes longer
     model = load(folder, task, max_tokens)
@@ -51,7 +52,7 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
         raise ExportError(f"{path}: neither config.json nor tokenizer_config.json names a pad token")
     if folder.sentence_config.get("do_lower_case"):
         tokenizer_json = lower_case(tokenizer_json)
-    file, ignored = folder.ignored() if task == "generate" else ("", ())
+    ignored = {file: ", ".join(names) for file, names in ignored_settings(folder, task, size).items()}
     return Source(
         model=model,
         task=task,
@@ -64,32 +65,41 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
         license=read_license(path, folder.config),
         training={
             "imported from": folder.architecture or folder.model_type,
-            **({f"ignored from {file}": ", ".join(ignored)} if ignored else {}),
+            **{f"ignored from {file}": names for file, names in ignored.items()},
         },
-        ignored=f"{file}: {', '.join(ignored)}" if ignored else "",
+        ignored="; ".join(f"{file}: {names}" for file, names in ignored.items()),
         start_token_id=start_token(folder) if folder.model_type in SEQ2SEQ else 0,
     )
 
 
+def task_of_sentences(folder: CheckpointFolder) -> Task | None:
+    """What sentence-transformers says that the checkpoint does. Raises CheckpointError, ExportError for a cross-encoder of more steps
+    than its transformer."""
+    if not folder.is_cross_encoder:
+        return "embed" if folder.is_sentence_transformer else None
+    kinds = [step.kind for step in read_steps(folder.top)] if folder.is_sentence_transformer else []
+    if len(kinds) > 1:
+        raise ExportError(f"{MODULES_FILE}: a cross-encoder can be imported if it is a Transformer alone, is {kinds}")
+    return "classify"
+
+
 def load(folder: CheckpointFolder, task: Task, max_tokens: int | None) -> Exportable:
     """The weights, as export takes them."""
-    steps = (
-        sentence_head(read_steps(folder.root or folder.path))
-        if task == "embed" and folder.is_sentence_transformer
-        else SentenceHead()
-    )
+    has_steps = task == "embed" and folder.is_sentence_transformer and not folder.is_cross_encoder
+    steps = sentence_head(read_steps(folder.top)) if has_steps else SentenceHead()
     model: Any = load_model(folder.path, auto_class(folder, task), UNUSED if task == "embed" else ())
     if folder.model_type in SEQ2SEQ:
         return HuggingFaceSeq2Seq(model, max_tokens)
     if task == "generate":
         return HuggingFaceDecoder(model, max_tokens)
-    limit = longest_input(model, folder.tokenizer_limit, folder.sentence_config.get("max_seq_length"))
+    limit = longest_input(model, folder.tokenizer_limit, folder.sentence_limit)
     if max_tokens is not None and not 1 <= max_tokens <= limit:
         raise ExportError(f"--max-tokens must be from 1 to {limit}, which the checkpoint can take, got {max_tokens}")
     if task == "classify":
         labels_tokens = folder.architecture.endswith(LABELS_TOKENS)
         types = not labels_tokens and tells_texts_apart(model, folder)
-        return HuggingFaceClassifier(model, max_tokens or limit, labels_tokens, types)
+        activation_fn = folder.sentence_settings.get("activation_fn")
+        return HuggingFaceClassifier(model, max_tokens or limit, labels_tokens, types, activation_fn)
     return HuggingFaceEmbedder(model, max_tokens or limit, steps)
 
 
@@ -111,8 +121,11 @@ def auto_class(folder: CheckpointFolder, task: Task) -> str:
 
 
 def tells_texts_apart(model: Any, folder: CheckpointFolder) -> bool:
-    """Whether the model has an embedding for the tokens of a second text, and the tokenizer says which they are."""
-    config = model.config
+    """Whether the model has an embedding for the tokens of a second text, and the tokenizer says which they are, and not that the
+    model isn't told."""
+    config, told = model.config, folder.tokenizer_config.get("model_input_names")
+    if isinstance(told, list) and "token_type_ids" not in told:
+        return False
     if getattr(config, "type_vocab_size", 0) < 2 or "token_type_ids" not in signature(model.forward).parameters:
         return False
     library = read_tokenizer(folder.tokenizer_json(config.vocab_size), config.vocab_size)

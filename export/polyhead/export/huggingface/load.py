@@ -8,6 +8,9 @@ from typing import Any
 import torch
 
 from polyhead.export.errors import ExportError
+from polyhead.export.huggingface.fields import malformed
+from polyhead.export.huggingface.finite import check_finite
+from polyhead.export.huggingface.folder import CONFIG_FILE, read_json
 from polyhead.models.checkpoint import CheckpointError
 
 EAGER = "eager"
@@ -18,7 +21,7 @@ def load_model(folder: Path, auto_class: str, may_miss: Sequence[str] = ()) -> A
     """A module in fp32 and evaluation mode, its weights mapped from the files where they are fp32 already.
 
     `auto_class` of transformers; `may_miss`: beginnings of names of weights that nobody uses. Code of the checkpoint is never
-    run. Raises CheckpointError for weights that are damaged, missing or of other shapes.
+    run. Raises CheckpointError for weights that are damaged, missing, of other shapes or no finite numbers.
     """
     transformers = import_transformers()
     with _quiet(transformers):
@@ -34,13 +37,14 @@ def load_model(folder: Path, auto_class: str, may_miss: Sequence[str] = ()) -> A
                 output_loading_info=True,
             )
         except Exception as error:  # transformers and safetensors raise many types
-            raise CheckpointError(f"{folder}: {_one_line(error)}") from error
+            raise _unknown_rotation(folder, error) or CheckpointError(f"{folder}: {_one_line(error)}") from error
     missing = [name for name in report["missing_keys"] if not name.startswith(tuple(may_miss))]
     if missing:
         raise CheckpointError(f"{folder}: {len(missing)} weights are missing, such as {sorted(missing)[0]}")
     if mismatched := sorted(report["mismatched_keys"]):
         name, given, wanted = mismatched[0]
         raise CheckpointError(f"{folder}: {name} has shape {list(given)}, config.json makes it {list(wanted)}")
+    check_finite(model, str(folder))
     return model.eval()
 
 
@@ -68,5 +72,22 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _unknown_rotation(folder: Path, error: Exception) -> CheckpointError | None:
+    """What a KeyError of transformers means if its key is what config.json names as a rotation of positions."""
+    config = read_json(folder / CONFIG_FILE)
+    field = next((name for name in ("rope_parameters", "rope_scaling") if isinstance(config.get(name), dict)), None)
+    if field is None or not isinstance(error, KeyError):
+        return None
+    kinds = [kind for kind in config[field].values() if isinstance(kind, dict)] or [config[field]]
+    given = [kind.get("rope_type", kind.get("type")) for kind in kinds]
+    if not error.args or error.args[0] not in given:
+        return None
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
+    return malformed(folder / CONFIG_FILE, f"{field}.rope_type", f"one of {known}", error.args[0])
+
+
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    text = " ".join(str(error).split())[:500]
+    return text if text and not isinstance(error, KeyError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -4,13 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyhead.export.errors import ExportError
 from polyhead.export.exportable import Pooling
-from polyhead.export.huggingface.folder import read_json, read_list
+from polyhead.export.huggingface.fields import integer, malformed
+from polyhead.export.huggingface.finite import check_finite
+from polyhead.export.huggingface.folder import CONFIG_FILE, MODULES_FILE, module_folder, read_json, read_list
+from polyhead.export.huggingface.pickles import missing_tensors
 from polyhead.export.huggingface.pooling import pool
 from polyhead.models.checkpoint import CheckpointError
 
@@ -43,16 +47,23 @@ class Step:
     """`Transformer`, `Pooling`, `Dense`, `Normalize` …"""
     folder: Path
 
+    @property
+    def config_file(self) -> Path:
+        return self.folder / CONFIG_FILE
+
     def config(self) -> dict[str, Any]:
-        return read_json(self.folder / "config.json")
+        return read_json(self.config_file)
 
 
 def read_steps(folder: Path) -> list[Step]:
     """Of modules.json; a Transformer comes first. Raises CheckpointError."""
-    path = folder / "modules.json"
+    path = folder / MODULES_FILE
     entries = read_list(path)
     try:
-        steps = [Step(str(entry["type"]).rsplit(".", 1)[-1], folder / str(entry["path"])) for entry in entries]
+        steps = [
+            Step(str(entry["type"]).rsplit(".", 1)[-1], module_folder(path, index, entry["path"]))
+            for index, entry in enumerate(entries)
+        ]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: malformed: {error}") from error
     if not steps or steps[0].kind != "Transformer":
@@ -72,6 +83,17 @@ class SentenceHead(nn.Module):
     def normalized(self) -> bool:
         return bool(self.steps) and isinstance(self.steps[-1], Normalize)
 
+    @torch.inference_mode()
+    def outputs(self, width: int) -> int:
+        """The embedding's width, of a model whose token vectors have `width`. Raises ExportError for a Dense that takes another."""
+        x = torch.zeros(1, width * len(self.ways))
+        for step in self.steps:
+            if isinstance(step, Dense) and step.linear.in_features != x.shape[-1]:
+                limit = f"must be {x.shape[-1]}, the width of what comes before it"
+                raise ExportError(f"{step.name}: in_features: {limit}, is {step.linear.in_features}")
+            x = step(x)
+        return x.shape[-1]
+
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         x = pool(hidden, lengths, self.ways)
         for step in self.steps:
@@ -87,8 +109,10 @@ class Normalize(nn.Module):
 class Dense(nn.Module):
     """A linear layer and an activation function."""
 
-    def __init__(self, linear: nn.Linear, activation: nn.Module) -> None:
+    def __init__(self, linear: nn.Linear, activation: nn.Module, name: str = "") -> None:
+        """`name`: of its configuration, for errors."""
         super().__init__()
+        self.name = name
         self.linear = linear
         self.activation = activation
 
@@ -107,11 +131,14 @@ def sentence_head(steps: list[Step]) -> SentenceHead:
 def _ways(step: Step) -> tuple[Pooling, ...]:
     config = step.config()
     mode = config.get("pooling_mode") or [name for flag, name in FLAGS.items() if config.get(flag)]
-    names = [mode] if isinstance(mode, str) else list(mode)
-    unknown = [name for name in names if name not in POOLINGS]
-    if unknown or not names:
-        raise ExportError(
-            f"{step.folder}: pooling must be among {', '.join(POOLINGS)}, is {', '.join(unknown) or 'none'}"
+    names = [mode] if isinstance(mode, str) else mode
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(name, str) and name in POOLINGS for name in names)
+    ):
+        raise malformed(
+            step.config_file, "pooling_mode", f"among {', '.join(POOLINGS)}, or a list of these", mode or None
         )
     return tuple(POOLINGS[name] for name in names)
 
@@ -124,17 +151,32 @@ def _module(step: Step) -> nn.Module:
     raise ExportError(f"modules.json: {step.kind} can't be imported; what can: Pooling, Dense, Normalize, Dropout")
 
 
+PLAIN_DENSE = {
+    "module_input_name": "sentence_embedding",
+    "module_output_name": "sentence_embedding",
+    "use_residual": False,
+}
+"""What a Dense does that says nothing else, and the only one that can be imported."""
+
+
 def _dense(step: Step) -> Dense:
-    config = step.config()
-    path = step.folder / "model.safetensors"
-    linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+    file, config, path = step.config_file, step.config(), step.folder / "model.safetensors"
+    for field, plain in PLAIN_DENSE.items():
+        if config.get(field) not in (None, plain):
+            raise malformed(file, field, repr(plain), config[field])
+    inputs, outputs = (integer(file, field, config.get(field), 1) for field in ("in_features", "out_features"))
+    linear = nn.Linear(inputs, outputs, bias=bool(config.get("bias", True)))
+    if not path.is_file():
+        raise CheckpointError(missing_tensors(path))
     try:
-        linear.load_state_dict(
-            {name.removeprefix("linear."): weight.float() for name, weight in load_file(path).items()}
-        )
+        weights = {name.removeprefix("linear."): weight.float() for name, weight in load_file(path).items()}
+        linear.load_state_dict(weights)
     except Exception as error:  # safetensors raises its own, undocumented types
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
-    return Dense(linear, activation(str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))))
+    check_finite(linear, str(path))
+    return Dense(
+        linear, activation(str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))), str(file)
+    )
 
 
 def activation(name: str) -> nn.Module:
@@ -142,5 +184,11 @@ def activation(name: str) -> nn.Module:
     kind = getattr(nn, name.rsplit(".", 1)[-1], None) if name.startswith("torch.nn.") else None
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise ExportError(f"the activation function must be a module of torch.nn, is {name}")
-    made: nn.Module = kind()
+    over_labels = issubclass(kind, nn.Softmax | nn.LogSoftmax | nn.Softmin)
+    try:
+        made: nn.Module = kind(dim=-1) if over_labels else kind()
+    except TypeError:  # a layer that has to be told its sizes
+        raise ExportError(
+            f"the activation function must be a module of torch.nn without arguments, is {name}"
+        ) from None
     return made.eval()

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from polyhead.export.huggingface.folder import CheckpointFolder, is_hugging_face
+from polyhead.export.huggingface.ignored import ignored_settings
+from polyhead.export.huggingface.sentences import read_steps
+from polyhead.export.pipeline import load_source
 from polyhead.models.checkpoint import CheckpointError
 from tests.parity.huggingface import VOCABULARY, edit_json, tokenizer
 
@@ -32,11 +35,55 @@ def test_a_folder_of_polyhead_train_is_none_of_hugging_face(folder: Path) -> Non
     assert not is_hugging_face(folder)
 
 
+def test_a_configuration_without_a_model_type_is_transformers_that_says_too_little(folder: Path) -> None:
+    edit_json(folder / "config.json", model_type=None)
+    with pytest.raises(CheckpointError, match=r"config\.json: model_type: must be the name of an arch.*, is missing"):
+        load_source(folder)
+
+
+def test_a_file_is_no_checkpoint_and_its_folder_may_be(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"config\.json: is a file; name the folder it lies in, {folder}$"):
+        load_source(folder / "config.json")
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "/tmp", "1_Pooling/../../elsewhere", 5])
+def test_a_path_that_leaves_the_checkpoint_is_refused(path: object, folder: Path) -> None:
+    entries = [{"type": "x.Transformer", "path": ""}, {"type": "x.Dense", "path": path}]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    with pytest.raises(CheckpointError, match=r"modules\.json: \[1\]\.path: must be .*, is ") as caught:
+        read_steps(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "modules.json").write_text(json.dumps(entries[1:]))
+    with pytest.raises(CheckpointError, match=r"modules\.json: \[0\]\.path: must be .*, is "):
+        is_hugging_face(folder)
+
+
+def test_a_link_that_leaves_the_checkpoint_is_refused(folder: Path) -> None:
+    (folder / "1_Dense").symlink_to(folder.parent)
+    (folder / "modules.json").write_text('[{"type": "x.Transformer", "path": "1_Dense"}]')
+    with pytest.raises(CheckpointError, match=r"\[0\]\.path: must be inside the checkpoint, is '1_Dense'"):
+        is_hugging_face(folder)
+
+
 def test_end_tokens_come_from_the_generation_config_first_and_can_be_several(folder: Path) -> None:
     edit_json(folder / "config.json", bos_token_id=1, eos_token_id=2, pad_token_id=-1)
     assert entry(folder) == (1, [2], None)
     edit_json(folder / "generation_config.json", eos_token_id=[2, 5], pad_token_id=0)
     assert entry(folder) == (1, [2, 5], 0)
+
+
+def test_without_a_generation_config_the_tokenizers_end_token_ends_answers_too(folder: Path) -> None:
+    """As of a chat model whose turns end with a token that config.json, of the base model, doesn't know."""
+    edit_json(folder / "config.json", eos_token_id=2)
+    edit_json(folder / "tokenizer_config.json", eos_token="w5")
+    assert entry(folder)[1] == [2, 8]
+    edit_json(folder / "tokenizer_config.json", eos_token="</s>")
+    assert entry(folder)[1] == [2]
+    edit_json(folder / "tokenizer_config.json", eos_token={"content": "w5"})
+    edit_json(folder / "generation_config.json", temperature=0.5)
+    assert entry(folder)[1] == [2, 8]
+    edit_json(folder / "generation_config.json", eos_token_id=[2, 5])
+    assert entry(folder)[1] == [2, 5]
 
 
 def test_special_tokens_may_be_named_by_the_tokenizer_alone(folder: Path) -> None:
@@ -50,6 +97,11 @@ def test_added_tokens_that_the_model_has_no_embedding_for_are_left_out(folder: P
     (folder / "tokenizer.json").write_text(library.to_str(), "utf-8")
     assert "<image>" in CheckpointFolder(folder).tokenizer_json(VOCABULARY + 1)
     assert "<image>" not in CheckpointFolder(folder).tokenizer_json(VOCABULARY)
+    assert CheckpointFolder(folder).unknown_tokens(VOCABULARY) == ["<image>"]
+    assert ignored_settings(CheckpointFolder(folder), "generate", VOCABULARY) == {
+        "tokenizer.json": ("added tokens that the model has no embedding for (<image>)",)
+    }
+    assert ignored_settings(CheckpointFolder(folder), "generate", VOCABULARY + 1) == {}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +113,8 @@ def test_added_tokens_that_the_model_has_no_embedding_for_are_left_out(folder: P
             {"do_sample": True, "temperature": 0.5, "top_k": 20, "top_p": 0.75},
             {"temperature": 0.5, "top_k": 20, "top_p": 0.75},
         ),
+        ({"top_k": -1, "temperature": 0.5}, {"temperature": 0.5, "top_k": 0}),
+        ({"top_k": 50.0}, {"temperature": 1.0, "top_k": 50}),
         ({"repetition_penalty": 1.25, "min_p": 0.5}, {"temperature": 1.0, "repetition_penalty": 1.25, "min_p": 0.5}),
     ],
 )

@@ -1,5 +1,6 @@
 """Checkpoints that can't be imported say why in one line; what can be chosen is kept within the checkpoint's limits."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,32 @@ def test_a_weight_of_another_shape_is_named_with_both(llama: Path) -> None:
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(llama: Path) -> None:
     change_weights(llama, embed_tokens=torch.zeros(50, 48), lm_head=torch.zeros(50, 48))
     edit_json(llama / "config.json", vocab_size=50)
-    with pytest.raises(ExportError, match=rf"has {VOCABULARY} tokens, the model knows 50"):
+    with pytest.raises(ExportError, match=rf"'w93' has id {VOCABULARY - 1}, the model knows 50 tokens, 0 to 49"):
+        import_source(llama)
+
+
+def test_a_tokenizer_with_an_id_that_the_model_does_not_know_is_refused_however_few_tokens_it_has(llama: Path) -> None:
+    document = json.loads((llama / "tokenizer.json").read_text("utf-8"))
+    document["model"]["vocab"]["w93"] = 5000
+    (llama / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    with pytest.raises(ExportError, match=rf"tokenizer\.json: 'w93' has id 5000, the model knows {VOCABULARY} tokens"):
+        import_source(llama)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_finite_number_is_named(value: float, llama: Path) -> None:
+    weight = torch.zeros(80, 48)
+    weight[3, 4] = value
+    change_weights(llama, up_proj=weight)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.up_proj\.weight has values that are no finite"):
+        import_source(llama)
+
+
+def test_an_unknown_rotation_of_positions_is_named_with_those_there_are(llama: Path) -> None:
+    edit_json(llama / "config.json", rope_parameters={"rope_type": "wobble", "rope_theta": 1e4, "factor": 2.0})
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: rope_parameters\.rope_type: must be one of .*yarn.*, is 'wobble'"
+    ):
         import_source(llama)
 
 
@@ -72,7 +98,16 @@ def test_an_unknown_architecture_names_those_there_are(llama: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("architecture", "task", "message"),
     [
-        ("LlamaForCausalLM", "embed", "LlamaForCausalLM can generate, not embed"),
+        (
+            "LlamaForCausalLM",
+            "embed",
+            "LlamaForCausalLM can't be imported to embed: of Llama, .* only models that generate",
+        ),
+        (
+            "LlamaForSequenceClassification",
+            None,
+            "LlamaForSequenceClassification can't be imported to classify: of Llama",
+        ),
         ("LlamaForSomething", None, "doesn't say a task"),
     ],
 )
@@ -98,6 +133,16 @@ def test_the_longest_input_can_be_shortened_and_never_lengthened(llama: Path) ->
     assert import_source(llama, max_tokens=20).model.sizes.max_tokens == 20
     with pytest.raises(ExportError, match=rf"--max-tokens must be from 2 to {POSITIONS}, .* got {POSITIONS + 1}"):
         import_source(llama, max_tokens=POSITIONS + 1)
+
+
+def test_a_decoder_of_one_token_is_refused_in_one_line_and_one_of_two_is_exported(
+    llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(llama), "--out", str(llama / "models" / "x"), "--max-tokens", "1"]) == 1
+    assert capsys.readouterr().err == (
+        f"polyhead export: --max-tokens must be from 2 to {POSITIONS}, which the checkpoint can take, got 1\n"
+    )
+    assert main([str(llama), "--out", str(llama / "models" / "x"), "--max-tokens", "2"]) == 0
 
 
 def test_the_tokenizer_can_name_a_shorter_limit_for_an_encoder(tmp_path: Path) -> None:
