@@ -1,6 +1,7 @@
 """Messages to a real server, over a real channel, through the client and the command line."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,29 @@ async def test_both_clients_and_the_command_line_get_the_same_answer(chatting: R
         text = (await client.generate(messages=HELLO, seed=3, max_tokens=8).result()).text
     (answer,) = (await Command(chatting.target)(*arguments)).objects
     assert text == answer["text"] == await asyncio.to_thread(ask)
+
+
+async def test_variables_for_the_template_come_from_clients_and_command_line(start: Start, tmp_path: Path) -> None:
+    """The template writes the text of `said` and nothing else, unless it is to be silent."""
+    template = "{% if not silent %}{{ messages[0].content }}{% endif %}{{ said.text }}"
+    running = await start(models=chat_models(tmp_path, template))
+    variables = {"silent": True, "said": {"text": "the dog"}}
+
+    def ask() -> tuple[int, ...]:
+        with Client(running.target) as client:
+            given = json.dumps(variables)
+            asked = client.generate(messages=HELLO, seed=3, max_tokens=8, chat_template_kwargs=given)
+            return asked.result().token_ids
+
+    options = ("--template-option", "silent=true", "--template-option", 'said={"text": "the dog"}')
+    arguments = ("generate", "--chat", "the cat", "--seed", "3", "--max-tokens", "8", "--json")
+    async with AsyncClient(running.target) as client:
+        said = await client.tokenize("the dog", bundles.GENERATOR, add_special_tokens=False)
+        wanted = await client.generate([t.id for t in said.results[0]], seed=3, max_tokens=8).result()
+        asked = client.generate(messages=HELLO, seed=3, max_tokens=8, chat_template_kwargs=variables)
+        assert (await asked.result()).token_ids == wanted.token_ids
+    (answer,) = (await Command(running.target)(*arguments, *options)).objects
+    assert tuple(answer["token_ids"]) == await asyncio.to_thread(ask) == wanted.token_ids
 
 
 async def test_messages_and_a_prompt_contradict_each_other(chatting: Running) -> None:

@@ -1,5 +1,6 @@
 """A chat template writes what transformers' apply_chat_template writes, also on its way through an imported bundle."""
 
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from polyhead.export.pipeline import export_source, load_source
 from polyhead.server.bundle import read_bundle
 from polyhead.server.chat import ChatTemplate, Turn
 from polyhead.server.loader import open_chat_template, open_tokenizer
+from polyhead.server.rpc.chat import checked_kwargs
 from tests.chats import CHATML, HEADERS
 from tests.parity.huggingface import edit_json, tokenizer, write_decoder
 
@@ -27,6 +29,21 @@ MIXED = """
 {%- endfor %}
 {{ eos_token ~ (unk_token or 'none') ~ tools ~ ('w2' if add_generation_prompt) }}
 """
+THINKING = """
+{%- if tools %}{% for tool in tools %}{{ tool | tojson }}{{ tool.function.name }}{% endfor %}{% endif %}
+{%- for message in messages %}{{ '<|' + message.role + '|>' + message.content }}{{ eos_token }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
+    {%- if budget %}{% for number in budget.steps %}{{ number }}{% endfor %}{% endif %}
+{%- endif %}"""
+"""As that of Qwen 3."""
+VARIABLES: tuple[dict[str, Any], ...] = (
+    {},
+    {"enable_thinking": True},
+    {"enable_thinking": False, "budget": {"steps": [1, 2.5, None]}},
+    {"eos_token": "<end>", "unknown": "w1"},
+    {"tools": [{"type": "function", "function": {"name": "ä", "parameters": {}}}]},
+)
 CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "w1 w2"),),
     (("system", " w3\n"), ("user", "w1 <s> w2"), ("assistant", "  w4 w5 \n"), ("user", "ä🦊 {{ w1 }} <b>")),
@@ -51,6 +68,15 @@ def test_every_conversation_becomes_the_same_text(tmp_path: Path, source: str) -
         turns = [Turn(*turn) for turn in conversation]
         wanted = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=add)
         assert ours.render(turns, add_generation_prompt=add) == wanted
+
+
+@pytest.mark.parametrize("variables", VARIABLES)
+def test_variables_of_a_request_reach_the_template(tmp_path: Path, variables: dict[str, Any]) -> None:
+    theirs, ours = library(tmp_path, chat_template=THINKING), ChatTemplate(THINKING, SPECIAL)
+    messages = [{"role": "user", "content": "w1"}]
+    wanted = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
+    more = checked_kwargs(json.dumps(variables))
+    assert ours.render([Turn("user", "w1")], add_generation_prompt=True, more=more) == wanted
 
 
 @pytest.mark.parametrize("source", [CHATML, HEADERS], ids=["chatml", "headers"])

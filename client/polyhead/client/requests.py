@@ -95,6 +95,8 @@ class GenerateOptions(TypedDict, total=False):
     """With messages: begin the assistant's next turn. Default true."""
     continue_final_message: bool | None
     """With messages: go on with the last one, the beginning of a turn of the assistant's."""
+    chat_template_kwargs: str | Mapping[str, Any] | None
+    """With messages: variables for the model's chat template, such as `{"enable_thinking": False}`; a mapping, or JSON of one."""
 
 
 _SAMPLING = (
@@ -143,6 +145,8 @@ def generate_request(
     _fill(request.sampling, "sampling.", _SAMPLING, options)
     _fill(request.stopping, "stopping.", _STOPPING, options)
     _fill(request, "", _REQUEST, options)
+    variables = _json("chat_template_kwargs", options.get("chat_template_kwargs"))
+    _fill(request, "", ("chat_template_kwargs",), {"chat_template_kwargs": variables})
     _extend(request.stopping.stop, "stopping.stop", options.get("stop"))
     _extend(request.stopping.stop_token_ids, "stopping.stop_token_ids", options.get("stop_token_ids"))
     _extend(request.sampling.bad_words, "sampling.bad_words", options.get("bad_words"))
@@ -265,21 +269,21 @@ def _constrain(request: inference_pb2.GenerateRequest, options: GenerateOptions)
         request.constraint.choice.SetInParent()  # so that no choices at all are the server's to refuse
         _extend(request.constraint.choice.choices, "constraint.choice.choices", options.get("choices"))
     texts = {
-        "json_schema": _json(options.get("json_schema")),
+        "json_schema": _json("constraint.json_schema", options.get("json_schema")),
         "regex": given.get("regex"),
         "lark": given.get("grammar"),
     }
     _fill(request.constraint, "constraint.", texts, texts)
 
 
-def _json(schema: object) -> object:
-    """A schema given as a mapping, as text."""
-    if not isinstance(schema, Mapping):
-        return schema
+def _json(path: str, given: object) -> object:
+    """What is given as a mapping, as text."""
+    if not isinstance(given, Mapping):
+        return given
     try:
-        return json.dumps(schema)
+        return json.dumps(given)
     except (TypeError, ValueError) as error:
-        raise _refusal("constraint.json_schema", schema, error) from error
+        raise _refusal(path, given, error) from error
 
 
 def _add_inputs(

@@ -466,6 +466,7 @@ class GenerateRequest(_message.Message):
     BEAM_SEARCH_FIELD_NUMBER: _builtins.int
     RETURN_ALIGNMENT_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_KWARGS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Up to 128 printable ASCII characters; shown in logs and in the answer. Empty: metadata x-request-id, else made by the server."""
     logprobs: _builtins.int
@@ -490,6 +491,10 @@ class GenerateRequest(_message.Message):
     """Send which tokens of the source each token of the answer attended to. For sequence-to-sequence models with attention."""
     adapter: _builtins.str
     """One of the model's adapters. Empty: none."""
+    chat_template_kwargs: _builtins.str
+    """A JSON object of variables for the chat template beside the messages, such as {"enable_thinking": false}; up to 65,536
+    characters. Not `messages` and `add_generation_prompt`. Only with messages. Empty: none.
+    """
     @_builtins.property
     def model(self) -> Global___ModelReference: ...
     @_builtins.property
@@ -536,10 +541,11 @@ class GenerateRequest(_message.Message):
         beam_search: Global___BeamSearch | None = ...,
         return_alignment: _builtins.bool = ...,
         adapter: _builtins.str = ...,
+        chat_template_kwargs: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_beam_search", b"_beam_search", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "add_generation_prompt", b"add_generation_prompt", "beam_search", b"beam_search", "constraint", b"constraint", "logprobs", b"logprobs", "model", b"model", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_beam_search", b"_beam_search", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "adapter", b"adapter", "add_generation_prompt", b"add_generation_prompt", "beam_search", b"beam_search", "constraint", b"constraint", "continue_final_message", b"continue_final_message", "logprobs", b"logprobs", "messages", b"messages", "model", b"model", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_lookup", b"prompt_lookup", "request_id", b"request_id", "return_alignment", b"return_alignment", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_beam_search", b"_beam_search", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_samples", b"_samples", "adapter", b"adapter", "add_generation_prompt", b"add_generation_prompt", "beam_search", b"beam_search", "chat_template_kwargs", b"chat_template_kwargs", "constraint", b"constraint", "continue_final_message", b"continue_final_message", "logprobs", b"logprobs", "messages", b"messages", "model", b"model", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_lookup", b"prompt_lookup", "request_id", b"request_id", "return_alignment", b"return_alignment", "samples", b"samples", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
     _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015

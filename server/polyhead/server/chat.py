@@ -62,22 +62,25 @@ class ChatTemplate:
             line = f"line {error.lineno}: " if getattr(error, "lineno", None) else ""  # type: ignore[attr-defined]
             raise BundleError(f"{path.name}: not a chat template: {line}{one_line(error)}") from error
 
-    def render(self, turns: Sequence[Turn], *, add_generation_prompt: bool, continue_final: bool = False) -> str:
+    def render(
+        self,
+        turns: Sequence[Turn],
+        *,
+        add_generation_prompt: bool,
+        continue_final: bool = False,
+        more: Mapping[str, object] | None = None,
+    ) -> str:
         """The text of a conversation with its special tokens. Raises InvalidInput where the template refuses or fails.
 
         `add_generation_prompt`: with the beginning of the assistant's next turn. `continue_final`: without what the template
-        writes behind the last turn's content.
+        writes behind the last turn's content. `more`: variables in JSON's types, also in place of special tokens.
         """
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         if continue_final:
             messages[-1]["content"] += MARK + " "
-        variables = {
-            "messages": messages,
-            "add_generation_prompt": add_generation_prompt,
-            "tools": None,
-            "documents": None,
-        }
-        text = self._run({**self._special_tokens, **variables, BUDGET: Budget()})
+        defaults = {**self._special_tokens, "tools": None, "documents": None}
+        variables = {"messages": messages, "add_generation_prompt": add_generation_prompt, BUDGET: Budget()}
+        text = self._run({**defaults, **(more or {}), **variables})
         if not continue_final:
             return text
         before, mark, after = text.rpartition(MARK)

@@ -249,6 +249,15 @@ def test_messages_and_what_becomes_of_them_reach_their_fields() -> None:
     assert not generate(None, messages=told).HasField("add_generation_prompt")
 
 
+def test_variables_of_a_template_are_an_object_or_its_text() -> None:
+    hello = [{"role": "user", "content": "hello"}]
+    assert generate(None, messages=hello, chat_template_kwargs={"a": [False]}).chat_template_kwargs == '{"a": [false]}'
+    assert generate(None, messages=hello, chat_template_kwargs="{").chat_template_kwargs == "{"
+    assert generate(None, messages=hello).chat_template_kwargs == ""
+    with pytest.raises(TypeError, match="chat_template_kwargs"):
+        generate(None, messages=hello, chat_template_kwargs={"a": object()})
+
+
 def test_either_a_prompt_or_messages_are_given() -> None:
     hello = [{"role": "user", "content": "hello"}]
     with pytest.raises(TypeError, match="needs a prompt or messages"):

@@ -18,6 +18,8 @@ def check(options: Namespace) -> None:
     """Wrong usage ends the command."""
     if options.system is not None and not options.chat:
         options.refuse("--system needs --chat")
+    if options.chat_template_kwargs and not options.chat:
+        options.refuse("--template-option needs --chat")
     if options.texts:
         return
     if not options.chat:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from polyhead.client.cli.values import at_least_one, count, file_text, json_or_file, token_bias
+from polyhead.client.cli.values import at_least_one, count, file_text, json_or_file, template_option, token_bias
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +116,14 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
         help="say each TEXT to the model as a user; without one, on a terminal, talk with it until Ctrl-D",
     )
     group.add_argument("--system", metavar="TEXT", help="tell the model this before")
+    group.add_argument(
+        "--template-option",
+        dest="chat_template_kwargs",
+        type=template_option,
+        action=_AddToMapping,
+        metavar="NAME=JSON",
+        help="a variable for the model's chat template, such as enable_thinking=false; may be repeated",
+    )
 
 
 def _add_stopping(parser: argparse.ArgumentParser) -> None:

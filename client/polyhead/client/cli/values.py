@@ -1,7 +1,9 @@
 """Text of a flag → its value. What a flag can't take is an ArgumentTypeError that says what it can."""
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 
 def count(text: str) -> int:
@@ -43,6 +45,18 @@ def token_bias(text: str) -> tuple[int, float]:
         return count(token), float(value)
     except (argparse.ArgumentTypeError, ValueError):
         raise argparse.ArgumentTypeError(f"must be ID=VALUE, such as 42=-100, not {text!r}") from None
+
+
+def template_option(text: str) -> tuple[str, Any]:
+    """`NAME=JSON`."""
+    name, _, value = text.partition("=")
+    try:
+        if not name.isidentifier():
+            raise ValueError
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        example = """enable_thinking=false or name='"Ada"'"""
+        raise argparse.ArgumentTypeError(f"must be NAME=JSON, such as {example}, not {text!r}") from None
 
 
 def file_text(path: str) -> str:

@@ -1,7 +1,10 @@
 """Messages of a Generate request → checked token ids."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
+from polyhead.server.bundle import one_line
 from polyhead.server.chat import ChatTemplate, Turn
 from polyhead.server.errors import InvalidInput
 from polyhead.server.loader import LiveModel
@@ -12,7 +15,11 @@ from polyhead.v1 import inference_pb2
 MAX_MESSAGES = 1024
 MAX_MESSAGE_CHARACTERS = 2**20
 MAX_ROLE_CHARACTERS = 64
+MAX_KWARGS_CHARACTERS = 65_536
+KWARGS = "chat_template_kwargs"
 ASSISTANT = "assistant"
+TAKEN = ("messages", "add_generation_prompt")
+"""Variables of a template that have fields of their own."""
 
 
 async def chat_tokens(request: inference_pb2.GenerateRequest, model: LiveModel, workers: Workers) -> list[int]:
@@ -23,7 +30,8 @@ async def chat_tokens(request: inference_pb2.GenerateRequest, model: LiveModel, 
         raise InvalidInput("messages", f"{model.name} {model.version} has no chat template; give a prompt")
     turns = checked_turns(request.messages)
     add, continue_final = generation_prompt(request)
-    return await workers.run(encode, template, model.tokenizer, turns, add, continue_final)
+    more = checked_kwargs(request.chat_template_kwargs)
+    return await workers.run(encode, template, model.tokenizer, turns, add, continue_final, more)
 
 
 def encode(
@@ -32,8 +40,9 @@ def encode(
     turns: Sequence[Turn],
     add_generation_prompt: bool,
     continue_final: bool,
+    more: Mapping[str, object],
 ) -> list[int]:
-    text = template.render(turns, add_generation_prompt=add_generation_prompt, continue_final=continue_final)
+    text = template.render(turns, add_generation_prompt=add_generation_prompt, continue_final=continue_final, more=more)
     tokens = tokenizer.encode(text, add_special_tokens=False)  # the template wrote them
     if not tokens:
         raise InvalidInput("messages", "the model's chat template makes no text of them")
@@ -53,6 +62,32 @@ def checked_turns(messages: Sequence[inference_pb2.Message]) -> list[Turn]:
         limit = f"at most {MAX_MESSAGE_CHARACTERS} characters together"
         raise InvalidInput("messages", f"must have {limit}, got {characters}")
     return [Turn(message.role, message.content) for message in messages]
+
+
+def checked_kwargs(text: str) -> Mapping[str, object]:
+    """A JSON object, not too long, of names that a template can write and that are not `TAKEN`."""
+    if not text:
+        return {}
+    if len(text) > MAX_KWARGS_CHARACTERS:
+        refuse_kwargs(f"must have at most {MAX_KWARGS_CHARACTERS} characters, got {len(text)}")
+    try:
+        found = json.loads(text, parse_constant=refuse_number)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(KWARGS, f"must be a JSON object: {one_line(error)}") from error
+    if not isinstance(found, dict):
+        refuse_kwargs("must be a JSON object")
+    for name in found:
+        if name in TAKEN or not (name.isidentifier() and name.isascii()):
+            refuse_kwargs(f"must have names such as enable_thinking, but for {' and '.join(TAKEN)}")
+    return found
+
+
+def refuse_kwargs(description: str) -> NoReturn:
+    raise InvalidInput(KWARGS, description)
+
+
+def refuse_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in it")
 
 
 def generation_prompt(request: inference_pb2.GenerateRequest) -> tuple[bool, bool]:

@@ -37,6 +37,8 @@ def is_chat(request: inference_pb2.GenerateRequest) -> bool:
         raise InvalidInput("add_generation_prompt", "must not be set without messages")
     if request.continue_final_message:
         raise InvalidInput("continue_final_message", "must not be set without messages")
+    if request.chat_template_kwargs:
+        raise InvalidInput("chat_template_kwargs", "must not be set without messages")
     return False
 
 

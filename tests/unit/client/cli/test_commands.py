@@ -85,6 +85,11 @@ def test_chat_says_each_text_as_a_user(server: ScriptedServer, capsys: pytest.Ca
     [
         ("generate", "the following arguments are required: TEXT"),
         ("generate --system a b", "--system needs --chat"),
+        ("generate --template-option a=1 b", "--template-option needs --chat"),
+        (
+            "generate --chat --template-option a=b c",
+            "argument --template-option: must be NAME=JSON, such as enable_thinking=false or name='\"Ada\"', not 'a=b'",
+        ),
         ("generate --chat", "--chat without TEXT needs a terminal; give TEXT, or - to read lines of standard input"),
     ],
 )
@@ -590,7 +595,8 @@ def test_wrong_usage_is_one_line_and_exit_code_two(
         (
             "generate",
             "--samples --typical-p --presence-penalty --frequency-penalty --logit-bias --bad-word --prompt-logprobs "
-            "--json-schema --regex --grammar --choice --prompt-lookup --priority --adapter --chat --system",
+            "--json-schema --regex --grammar --choice --prompt-lookup --priority --adapter --chat --system "
+            "--template-option",
         ),
         ("classify", "--top-k --truncate --adapter --model --model-version --concurrency"),
         ("embed", "--truncate --adapter --json --target --timeout"),
