@@ -105,37 +105,32 @@ class Stepper:
         return self._choose(rows, out, places)
 
     def decode(self, rows: list[Sequence]) -> Pieces:
-        """The next token of every row; rows[i] sits in slot i. Rows that speculate may get several. Neighbours with the same adapter
-        share a call."""
-        if len(rows) <= MOST_SPECULATING_ROWS and any(s.request.prompt_lookup for s in rows):
-            return [piece for sequence in rows for piece in self._guess(sequence)]
-        self._prepare(rows)
-        runs = [list(run) for _, run in groupby(rows, key=lambda sequence: sequence.request.adapter)]
+        """The next token of every row; rows[i] sits in slot i. Rows with guesses may get several, each in a call of its own. Other
+        neighbours with the same adapter share a call."""
+        drafts = self._drafts(rows)
+        self._prepare(sequence for sequence in rows if sequence not in drafts)
+        runs = groupby(rows, key=lambda s: (s.request.adapter, s if s in drafts else None))
         pieces: Pieces = []
-        for run in runs:
+        for run in [list(run) for _, run in runs]:
+            draft = drafts.get(run[0])
             try:
-                pieces += self._choose(run, self._run(run), range(len(run)))
-            except (
-                Exception
-            ) as error:  # the rows of a call share its failure; who waits does not, nor do other calls' rows
+                pieces += self._check(run[0], draft) if draft else self._choose(run, self._run(run), range(len(run)))
+            except Exception as error:  # told to the rows of the call; not to who waits, nor to other calls' rows
                 log.exception("a step of generation failed", rows=len(run))
                 pieces += [(sequence, error) for sequence in run]
         return pieces
 
-    def _guess(self, sequence: Sequence) -> Pieces:
-        """Each row has calls of its own, so that a failure is its own."""
-        try:
-            return self._speculate(sequence)
-        except Exception as error:
-            return [(sequence, error)]
+    def _drafts(self, rows: list[Sequence]) -> dict[Sequence, list[int]]:
+        """Guesses of what comes next in some rows, where they may pay."""
+        if len(rows) > MOST_SPECULATING_ROWS:
+            return {}
+        asking = [sequence for sequence in rows if sequence.request.prompt_lookup]
+        drafts = {s: self._progress[s].draft(s.request.stopping.max_tokens - len(s.tokens) - 1) for s in asking}
+        return {sequence: draft for sequence, draft in drafts.items() if draft}
 
-    def _speculate(self, sequence: Sequence) -> Pieces:
+    def _check(self, sequence: Sequence, draft: list[int]) -> Pieces:
         """Check guesses in one call; each position's choice is made as ever, and the first that differs ends the run."""
         progress = self._progress[sequence]
-        room = sequence.request.stopping.max_tokens - len(sequence.tokens) - 1
-        draft = progress.draft(room)
-        if not draft:
-            return self._choose([sequence], self._run([sequence]), [0])
         tokens = np.array([sequence.tokens[-1], *draft], np.int64)
         past = sequence.cached
         began = self._clock()
