@@ -15,6 +15,7 @@ from polyhead.export.own import OwnDecoder
 from polyhead.export.to_onnx import export_decoder
 from polyhead.models.gpt import GPT, GPTConfig
 from polyhead.server.constraints import GrammarCompiler
+from polyhead.server.engine.observer import Unwatched
 from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.runtime import threads
 from polyhead.server.runtime.decoder import Decoder, StepOutput
@@ -27,19 +28,7 @@ CHUNK = 16
 END = 299
 
 
-class SilentObserver:
-    """For engines nobody counts."""
-
-    def queue_size(self, requests: int) -> None: ...
-
-    def running(self, requests: int) -> None: ...
-
-    def ran(self, **_: Any) -> None: ...
-
-    def first_token(self, seconds: float) -> None: ...
-
-    def inter_token(self, seconds: float) -> None: ...
-
+SilentObserver = Unwatched
 
 LIMITS = GeneratorLimits(max_queue_requests=100, max_queue_tokens=100_000, prefill_budget_tokens=256)
 

@@ -15,6 +15,7 @@ from tests.integration.conftest import Running, Start, until
 from tests.integration.test_cli import Command
 
 PROMPT = "the cat"
+MODEL = {"model": bundles.GENERATOR, "version": "1"}
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
 SEEDED: dict[str, Any] = {"seed": 5, "max_tokens": 24, "ignore_eos": True, "logprobs": 2}
 LONG_PROMPT = (
@@ -162,9 +163,10 @@ async def test_a_typical_mass_near_nothing_leaves_one_token_whatever_the_seed(cl
 
 
 async def test_a_prompt_seen_before_is_not_computed_again_and_the_answer_stays_the_same_bits(
-    client: AsyncClient, start: Start
+    running: Running, client: AsyncClient, start: Start
 ) -> None:
     first, second = [await client.generate(LONG_PROMPT, **SEEDED).result() for _ in range(2)]
+    assert running.metric("cached_prompt_tokens_total", **MODEL) == second.usage.cached_prompt_tokens
     assert first.usage.cached_prompt_tokens == 0
     assert 0 < second.usage.cached_prompt_tokens < second.usage.prompt_tokens == first.usage.prompt_tokens
     without = await start(prefix_slots=0)
@@ -174,12 +176,14 @@ async def test_a_prompt_seen_before_is_not_computed_again_and_the_answer_stays_t
     assert len({(answer.token_ids, answer.logprobs) for answer in (first, second, *uncached)}) == 1
 
 
-async def test_prompt_lookup_says_how_much_it_guessed(client: AsyncClient) -> None:
+async def test_prompt_lookup_says_how_much_it_guessed(running: Running, client: AsyncClient) -> None:
     options = {**GREEDY, "max_tokens": 100}
     plain = (await client.generate(LONG_PROMPT, **options).result()).usage
     usage = (await client.generate(LONG_PROMPT, prompt_lookup=True, **options).result()).usage
     assert (plain.drafted_tokens, plain.accepted_tokens) == (0, 0)
     assert 0 < usage.accepted_tokens <= usage.drafted_tokens
+    assert running.metric("drafted_tokens_total", **MODEL) == usage.drafted_tokens
+    assert running.metric("accepted_tokens_total", **MODEL) == usage.accepted_tokens
     assert usage.accepted_tokens < usage.generated_tokens == 100
 
 

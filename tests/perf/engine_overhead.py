@@ -1,6 +1,6 @@
 """What the generation engine adds around the model's own runs: tokens/s in process, and the share of time outside `session.run`.
 
-    python tests/perf/engine_overhead.py MODELS/NAME/VERSION [--streams 16] [--prompt 128] [--tokens 128] [--rounds 1] [--threads N]
+    python -m tests.perf.engine_overhead MODELS/NAME/VERSION [--streams 16] [--prompt 128] [--tokens 128] [--rounds 1] [--threads N]
 
 Prints a line for greedy choice, top-k 50 and unrestricted sampling. `overhead` is the time outside model runs in percent of the
 time in them, over all steps of all rounds in which every stream decodes; the tokens a second are those of the best round.
@@ -9,20 +9,18 @@ time in them, over all steps of all rounds in which every stream decodes; the to
 import argparse
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from polyhead.server.bundle import read_bundle
 from polyhead.server.engine.generator import Generator
-from polyhead.server.engine.scheduler import GeneratorLimits
+from polyhead.server.engine.observer import Unwatched
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.runtime import threads
-from polyhead.server.runtime.decoder import Decoder
-from polyhead.server.tokenizer import Tokenizer
+from tests.perf.engines import engine_of
 
-LIMITS = GeneratorLimits(max_queue_requests=1024, max_queue_tokens=2**20, prefill_budget_tokens=32)
 SAMPLINGS = {
     "greedy": Sampling(seed=0, temperature=0.0),
     "top-k 50": Sampling(seed=0, top_k=50),
@@ -31,7 +29,7 @@ SAMPLINGS = {
 }
 
 
-class Stopwatch:
+class Stopwatch(Unwatched):
     """An observer that adds up the time of full steps, in the model and around it."""
 
     def __init__(self, streams: int) -> None:
@@ -46,14 +44,6 @@ class Stopwatch:
             self.inside += seconds
             self.outside += now - self._ended - seconds
         self._ended = now if full else None
-
-    def queue_size(self, requests: int) -> None: ...
-
-    def running(self, requests: int) -> None: ...
-
-    def first_token(self, seconds: float) -> None: ...
-
-    def inter_token(self, seconds: float) -> None: ...
 
 
 async def measure(engine: Generator, requests: list[GenerationRequest]) -> float:
@@ -70,23 +60,16 @@ async def measure(engine: Generator, requests: list[GenerationRequest]) -> float
 
 async def main(options: argparse.Namespace) -> None:
     threads.configure(options.threads)
-    bundle = read_bundle(options.bundle)
-    tokenizer = Tokenizer.from_file(bundle.tokenizer, bundle.manifest.tokenizer)
     rng = np.random.default_rng(0)
-    vocabulary, capacity = bundle.manifest.limits.vocabulary_size, options.prompt + options.tokens
+    vocabulary = read_bundle(options.bundle).manifest.limits.vocabulary_size
     prompts = [tuple(rng.integers(0, vocabulary, options.prompt).tolist()) for _ in range(options.streams)]
     stopping = Stopping(max_tokens=options.tokens, ignore_eos=True)
     for name, sampling in SAMPLINGS.items():
-        watch: Any = Stopwatch(options.streams)
-        decoder = Decoder(bundle.graph, bundle.manifest, slots=options.streams, capacity=capacity)
-        engine = Generator(decoder, tokenizer, LIMITS, watch)
-        engine.start()
-        await measure(
-            engine, [GenerationRequest(p, sampling, Stopping(max_tokens=8, ignore_eos=True)) for p in prompts]
-        )
+        watch, capacity = Stopwatch(options.streams), options.prompt + options.tokens
         requests = [GenerationRequest(p, sampling, stopping) for p in prompts]
-        seconds = [await measure(engine, requests) for _ in range(options.rounds)]
-        engine.close()
+        with engine_of(options.bundle, options.streams, capacity, observer=watch) as engine:
+            await measure(engine, [replace(r, stopping=replace(stopping, max_tokens=8)) for r in requests])
+            seconds = [await measure(engine, requests) for _ in range(options.rounds)]
         speed = options.streams * options.tokens / min(seconds)
         share = watch.outside / max(watch.inside, 1e-9)
         print(f"{name:<14}{speed:8.0f} tokens/s over all   overhead {100 * share:5.1f} %", flush=True)

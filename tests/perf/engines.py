@@ -12,6 +12,7 @@ import numpy as np
 
 from polyhead.server.bundle import read_bundle
 from polyhead.server.engine.generator import Generator
+from polyhead.server.engine.observer import EngineObserver, Unwatched
 from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.runtime.decoder import Decoder
@@ -20,28 +21,20 @@ from polyhead.server.tokenizer import Tokenizer
 DEFAULT_BUDGET = 32
 
 
-class Unwatched:
-    """An observer that keeps nothing."""
-
-    def ran(self, *, rows: int, tokens: int, padding: int, seconds: float) -> None: ...
-
-    def queue_size(self, requests: int) -> None: ...
-
-    def running(self, requests: int) -> None: ...
-
-    def first_token(self, seconds: float) -> None: ...
-
-    def inter_token(self, seconds: float) -> None: ...
-
-
 @contextmanager
-def engine_of(folder: Path, slots: int, capacity: int, budget: int = DEFAULT_BUDGET) -> Iterator[Generator]:
+def engine_of(
+    folder: Path,
+    slots: int,
+    capacity: int,
+    budget: int = DEFAULT_BUDGET,
+    observer: EngineObserver | None = None,
+) -> Iterator[Generator]:
     """The engine of a bundle, as the server has it, without a prefix cache; its memory is touched as slots fill."""
     bundle = read_bundle(folder)
     tokenizer = Tokenizer.from_file(bundle.tokenizer, bundle.manifest.tokenizer)
     decoder = Decoder(bundle.graph, bundle.manifest, slots=slots, capacity=capacity)
     limits = GeneratorLimits(max_queue_requests=1024, max_queue_tokens=2**20, prefill_budget_tokens=budget)
-    engine = Generator(decoder, tokenizer, limits, Unwatched())
+    engine = Generator(decoder, tokenizer, limits, observer or Unwatched())
     engine.start()
     try:
         yield engine

@@ -71,6 +71,13 @@ class Metrics:
         self.batch_size = self._histogram("batch_size", "Rows in one model run.", MODEL, ROWS)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in one model run, no padding.", MODEL, TOKENS)
         self.padding_tokens = self._counter("padding_tokens", "Padding that models computed over.", MODEL)
+        self.cached_prompt_tokens = self._counter(
+            "cached_prompt_tokens", "Tokens of prompts that were copied from the prefix cache; decoders only.", MODEL
+        )
+        self.drafted_tokens = self._counter(
+            "drafted_tokens", "Tokens that prompt lookup guessed; decoders only.", MODEL
+        )
+        self.accepted_tokens = self._counter("accepted_tokens", "Of these, those that were right.", MODEL)
         self.queue_size = self._gauge("queue_size", "Requests that wait now.", MODEL)
         self.running = self._gauge(
             "requests_running", "Requests being worked on now; of a decoder every sample counts.", MODEL
@@ -144,6 +151,9 @@ class ModelMetrics:
             self._slots_used = metrics.slots_used.labels(*labels)
             self._first_token = metrics.first_token.labels(*labels)
             self._inter_token = metrics.inter_token.labels(*labels)
+            self._copied = metrics.cached_prompt_tokens.labels(*labels)
+            self._drafted = metrics.drafted_tokens.labels(*labels)
+            self._accepted = metrics.accepted_tokens.labels(*labels)
 
     def begin(self) -> None:
         """The model serves: from here on what its engine reports is traffic."""
@@ -173,3 +183,12 @@ class ModelMetrics:
     def inter_token(self, seconds: float) -> None:
         if self._begun:
             self._inter_token.observe(seconds)
+
+    def copied(self, tokens: int) -> None:
+        if self._begun:
+            self._copied.inc(tokens)
+
+    def guessed(self, drafted: int, accepted: int) -> None:
+        if self._begun:
+            self._drafted.inc(drafted)
+            self._accepted.inc(accepted)

@@ -4,6 +4,7 @@ python polyhead_peer.py MODELS/NAME/VERSION [--streams 16] [--prompt 128] [--tok
 """
 
 import asyncio
+import sys
 import time
 from pathlib import Path
 
@@ -11,27 +12,12 @@ from workload import Workload, read_arguments, report
 
 from polyhead.server.bundle import read_bundle
 from polyhead.server.engine.generator import Generator
-from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.runtime import threads
-from polyhead.server.runtime.decoder import Decoder
-from polyhead.server.tokenizer import Tokenizer
 
-LIMITS = GeneratorLimits(max_queue_requests=64, max_queue_tokens=2**20, prefill_budget_tokens=32)
+sys.path.append(str(Path(__file__).parents[3]))  # peers run as scripts, each in an environment of its own
 
-
-class Unwatched:
-    """An observer that keeps nothing."""
-
-    def ran(self, *, rows: int, tokens: int, padding: int, seconds: float) -> None: ...
-
-    def queue_size(self, requests: int) -> None: ...
-
-    def running(self, requests: int) -> None: ...
-
-    def first_token(self, seconds: float) -> None: ...
-
-    def inter_token(self, seconds: float) -> None: ...
+from tests.perf.engines import engine_of
 
 
 async def run(engine: Generator, vocabulary: int, work: Workload) -> tuple[float, list[float]]:
@@ -53,15 +39,10 @@ async def run(engine: Generator, vocabulary: int, work: Workload) -> tuple[float
 
 async def main(path: Path, work: Workload) -> None:
     threads.configure(work.threads)
-    bundle = read_bundle(path)
-    tokenizer = Tokenizer.from_file(bundle.tokenizer, bundle.manifest.tokenizer)
-    decoder = Decoder(bundle.graph, bundle.manifest, slots=work.streams, capacity=work.prompt + work.tokens)
-    engine = Generator(decoder, tokenizer, LIMITS, Unwatched())
-    engine.start()
-    vocabulary = bundle.manifest.limits.vocabulary_size
-    await run(engine, vocabulary, work)  # takes up the slots' memory, which llama.cpp has from the beginning
-    report(work, *await run(engine, vocabulary, work))
-    engine.close()
+    vocabulary = read_bundle(path).manifest.limits.vocabulary_size
+    with engine_of(path, work.streams, work.prompt + work.tokens) as engine:
+        await run(engine, vocabulary, work)  # takes up the slots' memory, which llama.cpp has from the beginning
+        report(work, *await run(engine, vocabulary, work))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ def report(observer: EngineObserver) -> None:
     observer.ran(rows=3, tokens=10, padding=2, seconds=0.25)
     observer.first_token(0.5)
     observer.inter_token(0.125)
+    observer.copied(32)
+    observer.guessed(4, 3)
 
 
 @pytest.fixture
@@ -33,11 +35,12 @@ def test_a_decoder_reports_slots_tokens_and_latencies(metrics: Metrics) -> None:
     assert {name: sample(metrics, name) for name in (
         "queue_size", "requests_running", "slots_used", "slots", "batch_size_sum", "batch_tokens_sum",
         "padding_tokens_total", "run_duration_seconds_sum", "time_to_first_token_seconds_sum",
-        "inter_token_latency_seconds_sum",
+        "inter_token_latency_seconds_sum", "cached_prompt_tokens_total", "drafted_tokens_total", "accepted_tokens_total",
     )} == {
         "queue_size": 4, "requests_running": 2, "slots_used": 2, "slots": 8, "batch_size_sum": 3, "batch_tokens_sum": 10,
         "padding_tokens_total": 2, "run_duration_seconds_sum": 0.25, "time_to_first_token_seconds_sum": 0.5,
-        "inter_token_latency_seconds_sum": 0.125,
+        "inter_token_latency_seconds_sum": 0.125, "cached_prompt_tokens_total": 32, "drafted_tokens_total": 4,
+        "accepted_tokens_total": 3,
     }  # fmt: skip
 
 
@@ -45,6 +48,8 @@ def test_a_warm_up_is_not_traffic(metrics: Metrics) -> None:
     report(ModelMetrics(metrics, "m", "1", slots=8))
     for name in ("batch_size", "time_to_first_token_seconds", "inter_token_latency_seconds", "run_duration_seconds"):
         assert sample(metrics, f"{name}_count") == 0
+    for name in ("cached_prompt_tokens_total", "drafted_tokens_total", "accepted_tokens_total"):
+        assert sample(metrics, name) == 0
     assert sample(metrics, "slots") is None, "what never serves has none"
 
 

@@ -18,5 +18,29 @@ class EngineObserver(Protocol):
     def first_token(self, seconds: float) -> None:
         """A request got its first token so long after its arrival."""
 
+    def copied(self, tokens: int) -> None:
+        """So many of a prompt's tokens came from the prefix cache."""
+
+    def guessed(self, drafted: int, accepted: int) -> None:
+        """Prompt lookup guessed so many tokens, of which so many were right."""
+
     def inter_token(self, seconds: float) -> None:
         """A request got its next token so long after the one before."""
+
+
+class Unwatched:
+    """Keeps nothing: for engines that nobody counts, and a base for observers who want some of it."""
+
+    def queue_size(self, requests: int) -> None: ...
+
+    def running(self, requests: int) -> None: ...
+
+    def ran(self, *, rows: int, tokens: int, padding: int, seconds: float) -> None: ...
+
+    def first_token(self, seconds: float) -> None: ...
+
+    def inter_token(self, seconds: float) -> None: ...
+
+    def copied(self, tokens: int) -> None: ...
+
+    def guessed(self, drafted: int, accepted: int) -> None: ...

@@ -112,11 +112,12 @@ class Progress:
         self._drafted += len(self._guesses)
         return self._guesses
 
-    def verified(self) -> None:
-        """The guesses were checked: what follows the first wrong one no longer counts."""
+    def verified(self) -> int:
+        """The guesses were checked, and so many were right: what follows the first wrong one no longer counts."""
         if self._lookup:
             self._lookup.learn(len(self._guesses), self._right)
         self._guesses = []
+        return self._right
 
     def logprob(self, token: int, logit: float, out: StepOutput, row: int) -> TokenLogprob | None:
         """Of a chosen token and its likeliest alternatives, from a step's output; None if the request asks for none."""

@@ -50,6 +50,7 @@ class Stepper:
     def begin(self, sequence: Sequence) -> None:
         """A sequence and its siblings were admitted."""
         now = self._clock()
+        self._observer.copied(sequence.cached_prompt)
         for sample in (sequence, *sequence.siblings):
             sample.started = now
             sample.cached_prompt = sequence.cached_prompt
@@ -146,7 +147,7 @@ class Stepper:
             over = not isinstance(piece, Piece) or piece.finish_reason
             if over or i == len(draft) or sequence.tokens[-1] != draft[i]:
                 break
-        progress.verified()
+        self._observer.guessed(len(draft), progress.verified())
         return pieces
 
     def _prepare(self, rows: Iterable[Sequence]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from polyhead.server.engine.encoder import EncoderEngine, EncoderLimits, EncoderResult
+from polyhead.server.engine.observer import Unwatched
 from polyhead.server.errors import InvalidInput, Overloaded, Unavailable
 from polyhead.server.runtime.encoder import Encoder
 from tests.unit.server.engine.graphs import VOCABULARY, WIDTH, manifest, write_encoder
@@ -44,7 +45,7 @@ class GatedEncoder(Encoder):
         return super().run(ids, lengths, token_types, adapter)
 
 
-class Recorder:
+class Recorder(Unwatched):
     """An observer that remembers."""
 
     def __init__(self) -> None:
