@@ -108,8 +108,7 @@ def memory_needed(manifest: bundle_pb2.Bundle, settings: Settings) -> int:
         return weights
     if manifest.HasField("seq2seq"):
         capacities = slot_capacity(manifest, settings), source_capacity(manifest, settings)
-        rows = settings.slots + min(settings.slots, LANES)
-        kept = bytes_needed(manifest, rows=rows, capacity=capacities[0], source_capacity=capacities[1])
+        kept = bytes_needed(manifest, slots=settings.slots, capacity=capacities[0], source_capacity=capacities[1])
         return weights + kept
     cache, lanes = manifest.cache, min(settings.slots, LANES) + settings.prefix_slots
     numbers = 2 * cache.layers * cache.kv_heads * cache.head_size

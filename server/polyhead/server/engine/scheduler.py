@@ -176,7 +176,9 @@ class Scheduler:
         readable = max(1, len(self._prefilling) + min(self.waiting, self._slots.free))
         if self._slots.decoding:  # else nobody waits for a step
             readable = min(readable, self._slots.lanes)
-        self._budget = readable * max(self._limits.prefill_budget_tokens, self._chunk_tokens)
+        # What is read whole, however long, counts for what it has: a source that is longer takes the budget of several.
+        least = self._chunk_tokens if self._pads else 1
+        self._budget = readable * max(self._limits.prefill_budget_tokens, least)
 
     def next_calls(self) -> list[list[Chunk]]:
         """Chunks to prefill next, those of an inner list in one call; none: this iteration has read what it may."""

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from polyhead.server.runtime.cache import untouched_zeros
-from polyhead.server.runtime.decoder import LANES, StepOutput
+from polyhead.server.runtime.decoder import StepOutput
 from polyhead.server.runtime.memory import FilePages
 from polyhead.server.runtime.seq2seq_memory import Pool, Seq2SeqMemory, parts
 from polyhead.server.runtime.session import TensorInfo, open_session, signature
@@ -51,7 +51,7 @@ class Seq2SeqDecoder:
     ) -> None:
         """Raises BundleError if a graph can't be opened. `capacity`, `source_capacity`: tokens of an answer and of a source."""
         self.slots = slots
-        self.lanes = min(slots, LANES)
+        self.lanes = slots  # they hold little, and answers to sources that come together begin in one step
         self.capacity = capacity
         self.longest_prompt = source_capacity
         self.prefill_chunk = source_capacity
@@ -181,7 +181,7 @@ class Seq2SeqDecoder:
             "input_ids": np.zeros((rows, 1), np.int64),
             "positions": np.zeros(rows, np.int32),
             "source_lengths": np.ones(rows, np.int32),
-            "capacity": np.array(self.capacity, np.int32),
+            "capacity": np.array(pool.capacity, np.int32),
             "top_k": np.array([top_k], np.int64),
         }
         output = self._output(id(pool), rows, top_k, pool.source_capacity)

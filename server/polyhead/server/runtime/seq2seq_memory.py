@@ -6,7 +6,6 @@ its own source alone, and so do the shapes it is computed with, and its bits. In
 computes for no idle ones; slots are the names by which the engine knows them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -19,6 +18,9 @@ from polyhead.v1 import bundle_pb2
 
 Array = NDArray[Any]
 Kind = Literal["memory", "state", "past"]
+
+LANE_TOKENS = 1
+"""Of an answer that a lane can hold: the start token."""
 
 SHORTEST_POOL = 32
 """Tokens of the sources in the first pool; each one after it has room for twice as many. One more pool would be one more call in
@@ -65,19 +67,24 @@ def pool_lengths(source_capacity: int) -> list[int]:
     return [*lengths[:-1], source_capacity]
 
 
-def bytes_needed(manifest: bundle_pb2.Bundle, *, rows: int, capacity: int, source_capacity: int) -> int:
-    """Of pools with so many rows each, when all are full, and the logits of their steps."""
-    layouts = [parts(manifest, length, capacity) for length in pool_lengths(source_capacity)]
-    logits = (len(layouts) + 1) * manifest.limits.vocabulary_size
-    return rows * 4 * (logits + sum(prod(part.shape) for layout in layouts for part in layout))
+def bytes_needed(manifest: bundle_pb2.Bundle, *, slots: int, capacity: int, source_capacity: int) -> int:
+    """Of the pools of so many slots and as many lanes, when all are full, and the logits of their steps."""
+    lengths = pool_lengths(source_capacity)
+    rows = [
+        part for tokens in (capacity, LANE_TOKENS) for length in lengths for part in parts(manifest, length, tokens)
+    ]
+    logits = (2 * len(lengths) + 1) * manifest.limits.vocabulary_size
+    return slots * 4 * (logits + sum(prod(part.shape) for part in rows))
 
 
 class Pool:
     """Rows without gaps. Memory is taken up as rows fill."""
 
-    def __init__(self, layout: Sequence[Part], source_capacity: int, rows: int) -> None:
-        self.layout = layout
+    def __init__(self, manifest: bundle_pb2.Bundle, source_capacity: int, capacity: int, rows: int) -> None:
+        """Capacities of a row, in tokens of source and answer."""
+        self.layout = layout = parts(manifest, source_capacity, capacity)
         self.source_capacity = source_capacity
+        self.capacity = capacity
         self.arrays = {part.name: untouched_zeros((rows, *part.shape), np.float32) for part in layout}
         self.source_lengths = np.ones(rows, np.int32)
         self.answer_lengths = np.zeros(rows, np.int32)
@@ -86,7 +93,7 @@ class Pool:
         """Which slot each row belongs to."""
 
     def copy(self, origin: "Pool", source: int, target: int) -> None:
-        """A row of another pool of the same layout, or of this one."""
+        """A row of another pool whose sources are as long, or of this one."""
         read, written = int(origin.source_lengths[source]), int(origin.answer_lengths[source])
         for part in self.layout:
             array, taken = origin.arrays[part.name], part.where(source, read, written)
@@ -103,9 +110,8 @@ class Seq2SeqMemory:
         self, manifest: bundle_pb2.Bundle, *, slots: int, lanes: int, capacity: int, source_capacity: int
     ) -> None:
         lengths = pool_lengths(source_capacity)
-        layouts = [(parts(manifest, length, capacity), length) for length in lengths]
-        self.lanes = [Pool(layout, length, lanes) for layout, length in layouts]
-        self.pools = [Pool(layout, length, slots) for layout, length in layouts]
+        self.lanes = [Pool(manifest, length, LANE_TOKENS, lanes) for length in lengths]
+        self.pools = [Pool(manifest, length, capacity, slots) for length in lengths]
         self._lane: dict[int, tuple[int, int]] = {}  # pool and row of each lane
         self._slot: dict[int, tuple[int, int]] = {}
 
