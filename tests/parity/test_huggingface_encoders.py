@@ -172,8 +172,12 @@ def test_settings_of_sentence_transformers_that_say_nothing_are_not_named(tmp_pa
     write_embedder(tmp_path, "bert", num_hidden_layers=1)
     write_sentence_modules(tmp_path, {"pooling_mode": "mean", "include_prompt": True}, dense=False)
     prompts = {"query": "", "document": ""}
-    edit_json(tmp_path / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")
-    assert load_source(tmp_path).ignored == ""
+    for settings in (
+        {"prompts": prompts, "default_prompt_name": "query"},
+        {"prompts": [1], "default_prompt_name": [2]},
+    ):
+        edit_json(tmp_path / "config_sentence_transformers.json", **settings)
+        assert load_source(tmp_path).ignored == ""
 
 
 def write_sentence_modules(folder: Path, pooling: dict[str, Any], dense: bool = True) -> None:

@@ -83,18 +83,26 @@ def test_a_pair_is_scored_as_transformers_scores_it(tmp_path: Path) -> None:
     assert abs(encoder.reference(ids[0].numpy()) - expected).max() > 1e-3  # types matter
 
 
-@pytest.mark.parametrize("activation", ["Identity", "Sigmoid", "Tanh"])
-def test_a_cross_encoder_that_sentence_transformers_saved_scores_as_there(activation: str, tmp_path: Path) -> None:
-    """It is a modules.json with a Transformer alone, and the activation is in config_sentence_transformers.json only."""
+@pytest.mark.parametrize(
+    ("activation", "told"), [("Identity", True), ("Identity", False), ("Sigmoid", True), ("Tanh", True)]
+)
+def test_a_cross_encoder_that_sentence_transformers_saved_scores_as_there(
+    activation: str, told: bool, tmp_path: Path
+) -> None:
+    """It is a modules.json with a Transformer alone, and the activation is in config_sentence_transformers.json only. `told`: the
+    tokenizer tells the model which text is which."""
     library = pytest.importorskip("sentence_transformers")
     write_cross_encoder(tmp_path / "a", "bert", num_hidden_layers=1)
     add_tokenizer_class(tmp_path / "a")
+    if not told:
+        edit_json(tmp_path / "a" / "tokenizer_config.json", model_input_names=None)
     chosen = getattr(torch.nn, activation)()
     made = library.CrossEncoder(str(tmp_path / "a"), device="cpu", local_files_only=True, activation_fn=chosen)
     made.save_pretrained(str(tmp_path / "b"))
     assert (tmp_path / "b" / "modules.json").is_file()
     source = load_source(tmp_path / "b")
     assert source.task == "classify"
+    assert encoder_of(source).takes_token_types == told
     assert score(source, tmp_path / "b") == pytest.approx(float(made.predict([("w1 w2", "w3 w4 w5")])[0]), abs=1e-6)
 
 

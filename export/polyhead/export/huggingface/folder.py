@@ -202,11 +202,11 @@ class CheckpointFolder:
             raise CheckpointError(
                 f"{self.path}: its weights are quantized already; import the original and quantize it with --quantize"
             )
-        if any(self.path.glob("*.safetensors")):
+        if any(self.path.glob("model*.safetensors")):  # others are another model's, or the same once more
             return
         pickled = pickled_among(path.name for path in self.path.iterdir())
         if not pickled:
-            raise CheckpointError(f"{self.path}: has no weights (*.safetensors)")
+            raise CheckpointError(f"{self.path}: has no weights (model.safetensors)")
         raise CheckpointError(f"{self.path}: {refusal(pickled[0], convert_model(self.path, auto_class))}")
 
     def check_tokenizer(self) -> None:

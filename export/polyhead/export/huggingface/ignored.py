@@ -32,8 +32,8 @@ def _prompts(folder: CheckpointFolder) -> Iterator[str]:
     given = settings.get("prompts")
     prompts = {str(name): text for name, text in given.items() if text} if isinstance(given, Mapping) else {}
     default = settings.get("default_prompt_name")
-    if default in prompts:
-        yield f"default_prompt_name ({_shown({str(default): prompts.pop(default)})})"
+    if isinstance(default, str) and default in prompts:
+        yield f"default_prompt_name ({_shown({default: prompts.pop(default)})})"
     if prompts:
         yield f"prompts ({_shown(prompts)})"
 

@@ -29,6 +29,8 @@ AUTO_CLASSES: dict[Task, str] = {
 }
 LABELS_TOKENS = "ForTokenClassification"
 """Ending of the class of checkpoints with a label for each token."""
+CLASS_OF_NO_MODEL, INPUTS_OF_NO_MODEL = "TokenizersBackend", ["input_ids", "attention_mask"]
+"""What transformers 5 calls a tokenizer that is not made for one kind of model, and what that gives unless it says otherwise."""
 UNUSED = ("pooler.",)
 """Weights of BERT and its kind that embedding by token vectors doesn't need."""
 
@@ -43,6 +45,7 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
     task = task_of(folder.model_type, folder.architecture, task_of_sentences(folder), task)
     folder.check_weights(auto_class(folder, task))
     folder.check_tokenizer()  # before weights are loaded, which takes longer
+    sampling, chat_template = folder.sampling(), folder.chat_template if task == "generate" else None
     model = load(folder, task, max_tokens)
     size = model.sizes.vocabulary_size
     tokenizer_json = folder.tokenizer_json(size)
@@ -60,8 +63,8 @@ def import_source(path: Path, task: Task | None = None, max_tokens: int | None =
         tokenizer_json=tokenizer_json,
         tokenizer=entry,
         labels=folder.labels() if task == "classify" else (),
-        sampling=folder.sampling(),
-        chat_template=folder.chat_template if task == "generate" else None,
+        sampling=sampling,
+        chat_template=chat_template,
         license=read_license(path, folder.config),
         training={
             "imported from": folder.architecture or folder.model_type,
@@ -123,7 +126,9 @@ def auto_class(folder: CheckpointFolder, task: Task) -> str:
 def tells_texts_apart(model: Any, folder: CheckpointFolder) -> bool:
     """Whether the model has an embedding for the tokens of a second text, and the tokenizer says which they are, and not that the
     model isn't told."""
-    config, told = model.config, folder.tokenizer_config.get("model_input_names")
+    config, tokenizer = model.config, folder.tokenizer_config
+    untold = INPUTS_OF_NO_MODEL if tokenizer.get("tokenizer_class") == CLASS_OF_NO_MODEL else None
+    told = tokenizer.get("model_input_names", untold)
     if isinstance(told, list) and "token_type_ids" not in told:
         return False
     if getattr(config, "type_vocab_size", 0) < 2 or "token_type_ids" not in signature(model.forward).parameters:

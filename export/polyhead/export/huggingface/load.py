@@ -37,7 +37,9 @@ def load_model(folder: Path, auto_class: str, may_miss: Sequence[str] = ()) -> A
                 output_loading_info=True,
             )
         except Exception as error:  # transformers and safetensors raise many types
-            raise _unknown_rotation(folder, error) or CheckpointError(f"{folder}: {_one_line(error)}") from error
+            raise _unknown_rotation(folder, error) or CheckpointError(
+                f"{folder}: transformers can't load it: {_one_line(error)}"
+            ) from error
     missing = [name for name in report["missing_keys"] if not name.startswith(tuple(may_miss))]
     if missing:
         raise CheckpointError(f"{folder}: {len(missing)} weights are missing, such as {sorted(missing)[0]}")
@@ -90,4 +92,5 @@ def _unknown_rotation(folder: Path, error: Exception) -> CheckpointError | None:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())[:500]
-    return text if text and not isinstance(error, KeyError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    said = text and isinstance(error, OSError | ValueError)  # others' texts are for who reads the code that raised them
+    return text if said else f"{type(error).__name__}: {text}".removesuffix(": ")

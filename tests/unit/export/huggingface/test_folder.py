@@ -146,12 +146,13 @@ def test_labels_come_by_index_and_have_names_where_the_checkpoint_gives_none(fol
 
 def test_pickle_is_refused_with_the_command_that_converts_it(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"")
+    (folder / "adapter_model.safetensors").write_bytes(b"")  # not the model's
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is pickle.*AutoModelForCausalLM.*save_pretrained"):
         CheckpointFolder(folder).check_weights("AutoModelForCausalLM")
 
 
 def test_no_weights_and_quantized_weights_are_refused(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no weights \(\*\.safetensors\)"):
+    with pytest.raises(CheckpointError, match=r"has no weights \(model\.safetensors\)"):
         CheckpointFolder(folder).check_weights("AutoModel")
     edit_json(folder / "config.json", quantization_config={"quant_method": "gptq"})
     with pytest.raises(CheckpointError, match="quantized already"):

@@ -63,6 +63,20 @@ def test_the_line_is_all_that_an_export_says(tmp_path: Path, capsys: pytest.Capt
     )
 
 
+def test_what_transformers_would_stumble_over_is_read_first(tmp_path: Path) -> None:
+    write_decoder(tmp_path, "llama-linear", num_hidden_layers=1)
+    (tmp_path / "generation_config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: must be a JSON object, is a list"):
+        import_source(tmp_path)
+
+
+def test_an_error_that_transformers_has_no_words_for_says_that_it_is_its(tmp_path: Path) -> None:
+    write_decoder(tmp_path, "llama-linear", num_hidden_layers=1)
+    edit_json(tmp_path / "config.json", num_attention_heads=0)
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path}: transformers can't load it: ZeroDivisionError: "):
+        import_source(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("limit", "expected"), [(math.inf, None), (10**30, 10**30), (512.0, 512), (None, None), (-1, None)]
 )
