@@ -145,6 +145,43 @@ async def test_beams_that_have_fewer_answers_to_find_tell_those(translating: Run
     assert {message.text for message in answer if message.finish_reason} == {"12", "345"}
 
 
+def choices(*texts: str) -> dict[str, object]:
+    return {"constraint": inference_pb2.Constraint(choice=inference_pb2.Choice(choices=texts))}
+
+
+async def test_beams_that_the_vocabulary_can_not_go_on_with_are_dropped(translating: Running) -> None:
+    answer = await ask(translating, request(TRANSFORMER, "mardi", **choices("2024-04-03", "1-x"), **beams(4, 4)))
+    assert {message.text for message in answer if message.finish_reason} == {"2024-04-03"}
+
+
+@pytest.mark.parametrize("options", [{}, beams(3)], ids=["greedy", "beams"])
+@pytest.mark.parametrize(
+    ("constraint", "is_told_at_once"),
+    [
+        (inference_pb2.Constraint(choice=inference_pb2.Choice(choices=["yes"])), True),
+        (inference_pb2.Constraint(regex="[0-9]{4}/[0-9]{2}"), False),
+    ],
+    ids=["first token", "later"],
+)
+async def test_what_the_vocabulary_can_not_write_fails_in_words(
+    translating: Running, constraint: inference_pb2.Constraint, is_told_at_once: bool, options: dict[str, object]
+) -> None:
+    seen: list[str] = []
+
+    async def collect() -> None:
+        async for message in translating.inference.Generate(
+            request(TRANSFORMER, "mardi", constraint=constraint, **options)
+        ):
+            seen.append(message.text)
+
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await collect()
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    kind = constraint.WhichOneof("constraint")
+    assert error.value.details() == f"constraint.{kind}: the model's vocabulary cannot write what must come next"
+    assert len("".join(seen)) == (0 if is_told_at_once or options else 4)
+
+
 async def test_characters_that_the_model_has_not_seen_are_read_as_unknown(translating: Running) -> None:
     answer = await ask(translating, request(ATTENTION, "日本", return_alignment=True))
     assert list(last(answer).alignment.source_tokens) == ["<|unk|>", "<|unk|>", "</s>"]

@@ -141,7 +141,8 @@ def open_model(name: str, version: str, bundle: Bundle, settings: Settings, obse
     manifest = bundle.manifest
     if manifest.task != bundle_pb2.TASK_GENERATE:
         return LiveModel(name, version, manifest, tokenizer, open_encoder(bundle, settings, observer))
-    grammars = GrammarCompiler(bundle.tokenizer, manifest.limits.vocabulary_size, tokenizer.eos_token_ids)
+    silent = frozenset(token for token in (tokenizer.bos_token_id, tokenizer.pad_token_id) if token is not None)
+    grammars = GrammarCompiler(bundle.tokenizer, manifest.limits.vocabulary_size, tokenizer.eos_token_ids, silent)
     chat_template = open_chat_template(bundle, tokenizer)
     source_tokenizer = open_source_tokenizer(bundle)
     engine = open_generator(bundle, tokenizer, settings, observer)

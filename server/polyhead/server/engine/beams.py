@@ -11,6 +11,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
+from polyhead.server.constraints import DeadEnd
 from polyhead.server.engine.progress import Progress
 from polyhead.server.engine.sequence import Counts, FinishReason, Piece, TokenLogprob
 from polyhead.server.runtime.decoder import StepOutput
@@ -76,8 +77,9 @@ class BeamSearch:
         self._complete: list[Hypothesis] = []
 
     def advance(self, out: StepOutput, places: dict[Progress, int]) -> list[Hypothesis] | None:
-        """Extend every beginning by what a step gave its row; the best answers, best first, once the search is over."""
-        candidates = [c for beam in self._live for c in self._candidates(beam, out, places[beam.progress])]
+        """Extend every beginning by what a step gave its row; the best answers, best first, once the search is over. Raises DeadEnd if
+        no beginning can go on as the grammar demands, and no answer is complete."""
+        candidates = self._all_candidates(out, places)
         candidates.sort(key=lambda c: -c.logprob)  # stable: equals by beam, then by token id
         survivors = self._keep(candidates, out)
         length = len(self._live[0].progress.sequence.tokens) + 1
@@ -89,6 +91,19 @@ class BeamSearch:
             return self._complete[: self._request.samples]
         self._live = self._place(survivors, out)
         return None
+
+    def _all_candidates(self, out: StepOutput, places: dict[Progress, int]) -> list[Candidate]:
+        """Of all beginnings but those that have come to a dead end."""
+        candidates: list[Candidate] = []
+        dead: list[DeadEnd] = []
+        for beam in self._live:
+            try:
+                candidates += self._candidates(beam, out, places[beam.progress])
+            except DeadEnd as error:
+                dead.append(error)
+        if len(dead) == len(self._live) and not self._complete:
+            raise dead[0]
+        return candidates
 
     def _candidates(self, beam: Beam, out: StepOutput, place: int) -> list[Candidate]:
         """The likeliest tokens after a beginning: enough for all beams though each end token be among them."""

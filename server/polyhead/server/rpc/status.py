@@ -33,7 +33,7 @@ with three bytes for each that is not ASCII."""
 
 def status_of(error: Exception, request_id: str) -> Status:
     """What the caller is told, always with the request's id. Of an error that nobody foresaw: nothing else."""
-    code = CODES.get(type(error), Code.INTERNAL)
+    code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), Code.INTERNAL)
     text = f"internal error; request id {request_id}" if code == Code.INTERNAL else shorten(str(error))
     details = [*details_of(error), RequestInfo(request_id=request_id)]
     return Status(code=code, message=text, details=map(packed, details))
