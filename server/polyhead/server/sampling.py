@@ -1,8 +1,9 @@
 """Choosing next tokens from a step's output: pure functions over arrays, many rows at once.
 
 Every row's choice depends on nothing but its own logits, options, seed and position, so it is the same in any batch. Two ways
-lead to a choice, and the request's options alone decide which: rows whose candidates lie within the graph's own top-k
-(greedy, top-k sampling) never look at the vocabulary; the others read their row of logits.
+lead to a choice, and the row alone decides which: where the candidates lie within the graph's own best tokens (greedy, top-k
+sampling, and top-p or min-p if the best suffice to tell) the vocabulary is never looked at; the others read their row of logits.
+Both draw from the best token down, so a row's token does not depend on the way.
 Shapes: N rows, K candidates, V vocabulary.
 """
 
@@ -24,6 +25,15 @@ MAX_GRAPH_TOP_K = 128
 
 TOP_K_SIZES = (1, 8, 32, MAX_GRAPH_TOP_K)
 """Sizes asked of the graph, so that few shapes occur."""
+
+_COARSE = 16
+"""Bits that weights lose when they are counted by size: 128 sizes are left from one power of two to the next."""
+
+_ROUNDING = 1e-5
+"""How far the graph's sum over a vocabulary may be off, as a share of it."""
+
+_MANY = 8192
+"""Weights from which on counting them by size takes less time than sorting them."""
 
 _BLOCK = 256
 """Tokens summed at once when one is drawn from the whole vocabulary."""
@@ -54,15 +64,21 @@ class Row:
     adjustment: Adjustment | None = None
 
     @property
+    def tries_top_k(self) -> bool:
+        """Whether a token is drawn that the graph's best may suffice for; `candidates` says how many of them."""
+        return self.adjustment is None and (_lives_on_top_k(self.options) or _may_live_on_top_k(self.options))
+
+    @property
     def reads_logits(self) -> bool:
-        """Whether the choice needs the whole row of logits."""
-        return self.adjustment is not None or (self.options.temperature > 0 and not _lives_on_top_k(self.options))
+        """Whether the choice needs the whole row of logits in any case."""
+        return not self.tries_top_k and (self.adjustment is not None or self.options.temperature > 0)
 
 
 def candidates(request: GenerationRequest, end_tokens: int = 0) -> int:
     """How many candidates a request needs: enough to be sampled from, for beams and all end tokens that their answers may have,
     and for the alternatives reported."""
     own = request.sampling.top_k if _lives_on_top_k(request.sampling) else 1
+    own = MAX_GRAPH_TOP_K if _may_live_on_top_k(request.sampling) else own
     own = request.beam_search.width + end_tokens if request.beam_search else own
     return max(own, request.logprobs or 0, request.prompt_logprobs or 0)
 
@@ -77,21 +93,33 @@ def _lives_on_top_k(options: Sampling) -> bool:
     return options.temperature > 0 and 0 < options.top_k <= MAX_GRAPH_TOP_K and options.typical_p == 1.0
 
 
+def _may_live_on_top_k(options: Sampling) -> bool:
+    """Whether what is drawn after top-p or min-p may be among the graph's best, and they may tell. How much top-p leaves of a
+    larger top-k they can't tell."""
+    if options.temperature == 0 or options.typical_p < 1.0 or 0 < options.top_k <= MAX_GRAPH_TOP_K:
+        return False
+    return options.top_k == 0 if options.top_p < 1.0 else options.min_p > 0
+
+
 def choose(
-    rows: Sequence[Row | None], topk_values: Floats, topk_ids: Ids, logits: Floats
+    rows: Sequence[Row | None], topk_values: Floats, topk_ids: Ids, logsumexp: Floats, logits: Floats
 ) -> tuple[list[int], list[float]]:
     """One token for each row, the likeliest for None, and its logit (the model's own, before temperature, penalties and filters).
 
-    topk_values and topk_ids (N, K) best first, logits (N, V); row i of each belongs to rows[i].
+    topk_values and topk_ids (N, K) best first, logsumexp (N,), logits (N, V); row i of each belongs to rows[i].
     """
     tokens: list[int] = topk_ids[:, 0].tolist()
     values: list[float] = topk_values[:, 0].tolist()
     reading = [(i, row) for i, row in enumerate(rows) if row and row.reads_logits]
-    within = [(i, row) for i, row in enumerate(rows) if row and row.options.temperature > 0 and not row.reads_logits]
+    within = [(i, row) for i, row in enumerate(rows) if row and row.tries_top_k]
     if within:
-        at = _sample_candidates([row for _, row in within], topk_values[[i for i, _ in within]])
-        for (i, _), column in zip(within, at, strict=True):
-            tokens[i], values[i] = int(topk_ids[i, column]), float(topk_values[i, column])
+        at = [i for i, _ in within]
+        columns = _sample_candidates([row for _, row in within], topk_values[at], logsumexp[at], logits.shape[1])
+        for (i, row), column in zip(within, columns, strict=True):
+            if column is None:
+                reading.append((i, row))
+            else:
+                tokens[i], values[i] = int(topk_ids[i, column]), float(topk_values[i, column])
     if reading:
         for (i, row), u in zip(reading, uniform([row for _, row in reading]).tolist(), strict=True):
             tokens[i] = _choose_from_logits(row, logits[i], u)
@@ -119,20 +147,79 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _sample_candidates(rows: Sequence[Row], values: Floats) -> list[int]:
-    """The column chosen in each row of values (N, K), which are sorted best first; all rows have 0 < top_k <= K."""
+def _sample_candidates(
+    rows: Sequence[Row], values: Floats, logsumexp: Floats, vocabulary_size: int
+) -> list[int | None]:
+    """The column drawn in each row of values (N, K), which are sorted best first; None where they don't tell which token is drawn.
+    K suffices for top-k and, of rows that top-p or min-p limits, is MAX_GRAPH_TOP_K or the vocabulary."""
     options = [row.options for row in rows]
     temperature = np.array([o.temperature for o in options])[:, None]
-    top_k = np.array([o.top_k for o in options])[:, None]
+    top_k = np.array([o.top_k if _lives_on_top_k(o) else MAX_GRAPH_TOP_K for o in options])[:, None]
+    top_p, min_p = (np.array([[getattr(o, name)] for o in options]) for name in ("top_p", "min_p"))
     weights = np.exp((values.astype(np.float64) - values[:, :1]) / temperature)  # (N, K), the best is 1
     weights[np.arange(values.shape[1]) >= top_k] = 0.0
     running = np.cumsum(weights, axis=1)
-    before, total = running - weights, running[:, -1:]  # what the better ones weigh; what all do
-    top_p = np.array([o.top_p for o in options])[:, None]
-    min_p = np.array([o.min_p for o in options])[:, None]
-    weights[((before >= top_p * total) & (before > 0)) | (weights < min_p)] = 0.0
-    cumulative = np.cumsum(weights, axis=1)
-    return [_pick(row, u) for row, u in zip(cumulative, uniform(rows).tolist(), strict=True)]
+    least = most = running[:, -1:]  # what all weigh that top-k leaves over
+    unlimited = np.array([[not _lives_on_top_k(o)] for o in options])
+    if unlimited.any() and vocabulary_size > values.shape[1]:
+        others = _others(values, logsumexp, temperature, vocabulary_size - values.shape[1])
+        least, most = (np.where(unlimited, least + rest, least) for rest in others)
+    low, high = _kept_weight(weights, running, top_p, min_p, least, most)
+    chances = zip(running, low[:, 0].tolist(), high[:, 0].tolist(), uniform(rows).tolist(), strict=True)
+    return [_pick_between(*chance) for chance in chances]
+
+
+def _others(values: Floats, logsumexp: Floats, temperature: Floats, count: int) -> tuple[Floats, Floats]:
+    """What the `count` tokens behind the best K weigh together at least and at most, (N, 1) each; the best token weighs 1.
+
+    At temperature 1 logsumexp says it, but for rounding. At others each weight is to the power of 1 / temperature and at most the
+    K-th's; given their sum, the sum of their powers is between that of equal weights and that of as few as may be, each as heavy
+    as the K-th (convexity).
+    """
+    power = 1.0 / temperature
+    best = values[:, :1].astype(np.float64)
+    plain = np.exp(values - best)
+    everyone = np.exp(logsumexp[:, None] - best)
+    together = everyone - np.cumsum(plain, axis=1)[:, -1:]
+    slack = everyone * (_ROUNDING + 4 * np.spacing(np.abs(logsumexp[:, None])))
+
+    def powers(total: Floats) -> tuple[Floats, Floats]:
+        with np.errstate(all="ignore"):
+            return count * (total / count) ** power, total * plain[:, -1:] ** (power - 1.0)
+
+    least = np.minimum(*powers(np.maximum(together - slack, 0.0)))
+    most = np.maximum(*powers(np.maximum(together, 0.0) + slack))
+    most = np.fmin(most, count * plain[:, -1:] ** power)
+    return np.fmin(np.nan_to_num(least, nan=0.0), most), most
+
+
+def _kept_weight(
+    weights: Floats, running: Floats, top_p: Floats, min_p: Floats, least: Floats, most: Floats
+) -> tuple[Floats, Floats]:
+    """What all tokens weigh together at least and at most that top-p (Holtzman et al. 2020, section 3.1) and min-p (Nguyen et al.
+    2024) leave over, (N, 1) each. Both keep the best ones up to some place, which may be behind the K that are known."""
+    above = (weights >= min_p).sum(axis=1, keepdims=True)
+    known = np.take_along_axis(running, above - 1, axis=1)
+    cut = above < weights.shape[1]
+
+    def share(total: Floats, beyond: Floats) -> Floats:
+        """Of the best ones that reach top_p of a total; one token may go `beyond` it."""
+        part = top_p * total
+        reached = running[:, -1:] >= part
+        count = np.minimum((running < part).sum(axis=1, keepdims=True), weights.shape[1] - 1)
+        return np.where(reached, np.take_along_axis(running, count, axis=1), np.minimum(part + beyond, total))
+
+    low = np.minimum(share(least, np.zeros_like(least)), known)
+    if least is most:  # no token is behind the K
+        return low, low
+    return low, np.minimum(share(most, weights[:, -1:]), np.where(cut, known, most))
+
+
+def _pick_between(running: NDArray[np.float64], low: float, high: float, u: float) -> int | None:
+    """As `_pick` of beginnings of a running sum (K,), perhaps longer than is known, that weigh between `low` and `high` together;
+    None if they don't agree."""
+    first, last = (int(running.searchsorted(min(u * w, nextafter(w, 0.0)), side="right")) for w in (low, high))
+    return first if first == last < len(running) else None
 
 
 def _choose_from_logits(row: Row, logits: Floats, u: float) -> int:
@@ -142,10 +229,17 @@ def _choose_from_logits(row: Row, logits: Floats, u: float) -> int:
     if options.temperature == 0:
         return int(scores.argmax())
     weights = np.exp((scores - scores.max()) / np.float32(options.temperature))  # (V,), the best is 1
-    ids = _candidates(weights, options)
-    if ids is None:
+    may_be_many = options.top_k == 0 and _may_live_on_top_k(options)
+    if may_be_many and np.count_nonzero(weights >= _least_weight(weights, options)) > _MANY:
+        return _pick_from_best(weights, options, u)
+    best = _best(weights, options)
+    if options.typical_p < 1.0:
+        ids = _typical(weights, np.flatnonzero(weights) if best is None else _ids(weights, best), options.typical_p)
+        return int(ids[_pick(np.cumsum(weights[ids], dtype=np.float64), u)])
+    if best is None:
         return _pick_from_all(weights, u)
-    return int(ids[_pick(np.cumsum(weights[ids], dtype=np.float64), u)])
+    place = _pick(np.cumsum(best, dtype=np.float64), u)
+    return _id_at(place, best, weights)
 
 
 def adjusted(adjustment: Adjustment, penalty: float, logits: Floats) -> Floats:
@@ -168,45 +262,42 @@ def adjusted(adjustment: Adjustment, penalty: float, logits: Floats) -> Floats:
     return scores
 
 
-def _candidates(weights: Floats, options: Sampling) -> Ids | None:
-    """Ids that top-k, top-p, min-p and typical sampling leave over; None if none of them is set."""
-    ids: Ids | None = None
-    if options.top_k or options.top_p < 1.0:
-        ids = _best(weights, options)
-    elif options.min_p > 0:
-        ids = np.flatnonzero(weights >= options.min_p)
-    if options.typical_p < 1.0:
-        ids = _typical(weights, np.flatnonzero(weights) if ids is None else ids, options.typical_p)
-    return ids
-
-
-def _best(weights: Floats, options: Sampling) -> Ids:
-    """Ids inside top-k, top-p (Holtzman et al. 2020, section 3.1) and min-p (Nguyen et al. 2024), ascending.
+def _best(weights: Floats, options: Sampling) -> Floats | None:
+    """What those tokens weigh that top-k, top-p and min-p leave over, the best first; None if none of them is set.
 
     Weights are sorted, not ids, which takes a tenth of the time where many weigh about the same.
     """
+    if not (options.top_k or options.top_p < 1.0 or options.min_p):
+        return None
     best = np.sort(weights[weights >= _least_weight(weights, options)])[::-1]
-    if options.top_k:
-        best = best[: options.top_k]
-    kept = best.astype(np.float64)
-    total = kept.sum() if options.top_k else weights.sum(dtype=np.float64)
-    inside = (np.cumsum(kept) - kept < options.top_p * total) & (kept >= options.min_p)
-    count = max(1, int(inside.sum()))  # the best ones: both conditions hold up to some place
-    ids = np.flatnonzero(weights >= best[count - 1])
-    if len(ids) > count:  # of equal weights the lower ids
-        equal = np.flatnonzero(weights[ids] == best[count - 1])
-        ids = np.delete(ids, equal[count - len(ids) :])
+    best = best[: options.top_k or None]
+    if options.top_p == 1.0:
+        return best[: np.count_nonzero(best >= options.min_p)]
+    running = np.cumsum(best, dtype=np.float64)
+    total = running[-1] if options.top_k else weights.sum(dtype=np.float64)
+    count = int(running.searchsorted(options.top_p * total)) + 1
+    return best[: min(count, np.count_nonzero(best >= options.min_p))]
+
+
+def _ids(weights: Floats, best: Floats) -> Ids:
+    """Of the best weights, as many as there are; ascending."""
+    ids = np.flatnonzero(weights >= best[-1])
+    if len(ids) > len(best):  # of equal weights the lower ids
+        equal = np.flatnonzero(weights[ids] == best[-1])
+        ids = np.delete(ids, equal[len(best) - len(ids) :])
     return np.asarray(ids)
 
 
 def _least_weight(weights: Floats, options: Sampling) -> float:
-    """A bound that no token inside top-k or top-p lies below, so that only few are sorted.
+    """A bound that no token inside top-k, top-p and min-p lies below, so that only few are sorted.
 
     Tokens below (1 - top_p) / V of the total weigh less than 1 - top_p of it together, so the others reach top_p.
     """
     if options.top_k:
         rank = len(weights) - min(options.top_k, len(weights))
         return float(np.partition(weights, rank)[rank])
+    if options.top_p == 1.0:
+        return options.min_p
     return float((1.0 - options.top_p) * weights.sum(dtype=np.float64) / len(weights))
 
 
@@ -225,6 +316,35 @@ def _pick(cumulative: NDArray[np.float64], u: float) -> int:
     total = float(cumulative[-1])
     target = min(u * total, nextafter(total, 0.0))  # rounding must not reach past the last
     return int(cumulative.searchsorted(target, side="right"))
+
+
+def _pick_from_best(weights: Floats, options: Sampling, u: float) -> int:
+    """As `_pick` of the running sum of those weights (V,) that top-p and min-p leave over, the best first, without sorting all: they
+    are counted by their first bits, and sorted where a border lies."""
+    keys = (weights.view(np.uint32) >> _COARSE).astype(np.intp)  # ascending like the weights, which are not negative
+    sums = np.bincount(keys, weights)[::-1]
+    running = np.cumsum(sums)
+
+    def near(bucket: int) -> tuple[Floats, Floats]:
+        """What is in a bucket, the best first, and the running sum at each."""
+        inside = np.sort(weights[keys == len(sums) - 1 - bucket])[::-1]
+        return inside, (running[bucket - 1] if bucket else 0.0) + np.cumsum(inside, dtype=np.float64)
+
+    kept = float(running[-1])
+    if options.top_p < 1.0:
+        _, reached = near(int(running.searchsorted(options.top_p * kept)))
+        kept = float(reached[min(int(reached.searchsorted(options.top_p * kept)), len(reached) - 1)])
+    if options.min_p:
+        kept = min(kept, float(weights[weights >= options.min_p].sum(dtype=np.float64)))
+    target = min(u * kept, nextafter(kept, 0.0))
+    inside, reached = near(int(running.searchsorted(target, side="right")))
+    return _id_at(min(int(reached.searchsorted(target, side="right")), len(inside) - 1), inside, weights)
+
+
+def _id_at(place: int, best: Floats, weights: Floats) -> int:
+    """The id of best[place], where best are some of the weights (V,), sorted; of equal ones the lower ids come first."""
+    equal = np.flatnonzero(weights == best[place])
+    return int(equal[place - np.count_nonzero(best > best[place])])
 
 
 def _pick_from_all(weights: Floats, u: float) -> int:

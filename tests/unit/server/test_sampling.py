@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.sampling import (
@@ -48,9 +48,19 @@ def request_of(options: Sampling, logprobs: int | None = None) -> GenerationRequ
 
 
 def sample(rows: list[Row], logits: np.ndarray) -> list[int]:
-    return choose(
-        rows, *graph_output(logits, graph_top_k(candidates(request_of(row.options)) for row in rows)), logits
-    )[0]
+    k = graph_top_k(candidates(request_of(row.options)) for row in rows)
+    return choose(rows, *graph_output(logits, k), logsumexp(logits), logits)[0]
+
+
+def logsumexp(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(special.logsumexp(logits.astype(np.float64), axis=1)).astype(np.float32)
+
+
+def without_logits(rows: list[Row], logits: np.ndarray) -> list[int | None]:
+    """What rows choose that look at nothing but the graph's best; None for those that look at their logits."""
+    unknown = np.zeros_like(logits)
+    tokens, values = choose(rows, *graph_output(logits, MAX_GRAPH_TOP_K), logsumexp(logits), unknown)
+    return [token if value else None for token, value in zip(tokens, values, strict=True)]
 
 
 def reference_weights(options: Sampling, logits: np.ndarray) -> np.ndarray:
@@ -108,6 +118,10 @@ def test_a_token_that_the_filters_exclude_is_never_chosen(options: Sampling, see
         Sampling(seed=7, repetition_penalty=1.5),
         Sampling(seed=8, typical_p=0.6),
         Sampling(seed=9, top_k=50, typical_p=0.8),
+        Sampling(seed=10, temperature=0.7, top_p=0.8),
+        Sampling(seed=11, temperature=1.4, top_p=0.6),
+        Sampling(seed=12, temperature=2.0, min_p=0.1, top_k=300),
+        Sampling(seed=13, temperature=0.8, top_p=0.9, min_p=0.02),
     ],
 )
 def test_tokens_come_as_often_as_their_probability_says(options: Sampling) -> None:
@@ -123,6 +137,11 @@ def test_tokens_come_as_often_as_their_probability_says(options: Sampling) -> No
     wanted = np.append(expected[common], max(expected[~common].sum(), 1e-9))
     assert counts[expected == 0].sum() == 0
     assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-3
+
+
+def test_of_a_large_top_k_no_more_are_drawn_however_many_weigh_the_same() -> None:
+    rows = [Row(Sampling(seed=1, top_k=9_000, min_p=0.5), position) for position in range(50)]
+    assert max(sample(rows, np.zeros((50, 20_000), np.float32))) < 9_000
 
 
 def test_temperature_zero_takes_the_likeliest_token_and_the_lower_id_of_equals() -> None:
@@ -159,7 +178,7 @@ def test_uniform_numbers_are_uniform_and_differ_by_seed_sample_and_position() ->
 def test_a_row_without_options_gets_its_likeliest_token() -> None:
     logits = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
     drawn = row_of(Sampling(seed=1))
-    tokens, values = choose([None, drawn, None], *graph_output(logits, 1), logits)
+    tokens, values = choose([None, drawn, None], *graph_output(logits, 1), logsumexp(logits), logits)
     assert tokens == [logits[0].argmax(), *sample([drawn], logits[1:2]), logits[2].argmax()]
     assert values == [logits[row, token] for row, token in enumerate(tokens)]
 
@@ -171,5 +190,51 @@ def test_the_graph_is_asked_for_enough_candidates(options: list[Sampling], logpr
     assert k in TOP_K_SIZES
     assert k >= logprobs
     assert all(
-        row.reads_logits or row.options.temperature == 0 or row.options.top_k <= k <= MAX_GRAPH_TOP_K for row in rows
+        row.reads_logits or row.options.temperature == 0 or row.options.top_k <= k or k == MAX_GRAPH_TOP_K
+        for row in rows
     )
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([0.2, 0.7, 1.0, 1.3, 3.0]),
+    st.sampled_from([0.1, 0.5, 0.9, 0.95, 1.0]),
+    st.sampled_from([0.0, 0.02, 0.3]),
+    st.sampled_from([0.5, 2.0, 4.0, 30.0]),
+    st.sampled_from([2_000, 2_000, 20_000]),
+    st.integers(0, 2**32),
+)
+def test_what_the_best_tokens_decide_is_what_the_whole_vocabulary_says(
+    temperature: float, top_p: float, min_p: float, scale: float, size: int, seed: int
+) -> None:
+    assume(top_p < 1.0 or min_p)  # else tokens are drawn by id
+    logits = np.random.default_rng(seed).normal(0, scale, (1, size)).astype(np.float32)
+    options = Sampling(seed=seed, temperature=temperature, top_p=top_p, min_p=min_p)
+    rows = [Row(options, position) for position in range(40)]
+    every = np.repeat(logits, 40, axis=0)
+    without, told = without_logits(rows, every), sample(rows, every)
+    weights = reference_weights(options, logits[0])
+    order = np.argsort(-logits[0], kind="stable")
+    reached = np.cumsum(weights[order])
+    for row, token, chosen in zip(rows, without, told, strict=True):
+        assert weights[chosen] > 0
+        assert token in (None, chosen)
+        (u,) = uniform([row])
+        if np.abs(reached - u).min() > 1e-5:  # else rounding decides
+            assert chosen == order[np.searchsorted(reached, u, side="right")]
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"),
+    [
+        (Sampling(seed=1, top_p=0.9), 8.0),
+        (Sampling(seed=1, min_p=0.1), 2.0),
+        (Sampling(seed=1, temperature=0.7, top_p=0.95), 6.0),
+        (Sampling(seed=1, temperature=1.2, top_p=0.8), 12.0),
+        (Sampling(seed=1, temperature=1.5, min_p=0.05, top_k=500), 4.0),
+    ],
+)
+def test_where_the_best_tokens_suffice_the_vocabulary_is_not_looked_at(options: Sampling, scale: float) -> None:
+    logits = np.random.default_rng(0).normal(0, scale, (1, 5_000)).astype(np.float32)
+    assert without_logits([Row(options, 0)], logits) == sample([Row(options, 0)], logits)
+    assert without_logits([Row(options, 0)], logits / 100) == [None]

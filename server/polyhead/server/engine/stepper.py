@@ -218,7 +218,7 @@ class Stepper:
         if not choices:
             return pieces
         out = out if where == list(range(len(out.logits))) else out.rows(where)
-        tokens, logits = choose([row for _, row in choices], out.topk_values, out.topk_ids, out.logits)
+        tokens, logits = choose([row for _, row in choices], out.topk_values, out.topk_ids, out.logsumexp, out.logits)
         now = self._clock()
         for i, (progress, _) in enumerate(choices):
             self._observe(progress.sequence, now)
