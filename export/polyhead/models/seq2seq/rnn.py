@@ -1,8 +1,10 @@
 """The recurrent encoder-decoder, with a fixed context or with attention.
 
-The encoder's last states are the decoder's first (Sutskever et al. 2014, section 2). With attention, the decoder's state
-after reading a token is the query, as in Luong et al. 2015 (section 3, "global"), for every score, also that of Bahdanau
-et al. 2014: so a whole target is one call of each layer in training, unless the output is fed back.
+The encoder's last states are the decoder's first (Sutskever et al. 2014, section 2), and with a fixed context no step sees them
+again: that of Cho et al. 2014 goes into every step and into the output. Sources aren't reversed as Sutskever's are (section 3.3):
+an encoder that reads in both directions has their beginning near its end, too. With attention, the decoder's state after reading
+a token is the query, as in Luong et al. 2015 (section 3, "global"), for every score, also that of Bahdanau et al. 2014: so a
+whole target is one call of each layer in training, unless the output is fed back.
 Shapes: B batch, S source length, T target length, W width, E embedding size, L layers, V target vocabulary.
 """
 
@@ -214,7 +216,8 @@ def _rnn(layer: nn.Module) -> RNN:
 
 
 def _initialize(module: nn.Module) -> None:
-    """Products within a state begin orthogonal (Saxe et al. 2014), so that it neither fades nor bursts; biases zero."""
+    """Products within a state begin orthogonal (Saxe et al. 2014), so that it neither fades nor bursts; biases zero, but those of an
+    LSTM's forget gates 1 (Jozefowicz et al. 2015, section 2.2), so that it doesn't begin by halving what it holds at each step."""
     if isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
     elif isinstance(module, nn.Linear):
@@ -228,5 +231,7 @@ def _initialize(module: nn.Module) -> None:
             else:
                 for gate in parameter.data.chunk(parameter.shape[0] // parameter.shape[1]):
                     nn.init.orthogonal_(gate)
+            if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):  # `bias_hh` is added to it
+                nn.init.ones_(parameter.data.chunk(4)[1])  # input, forget, new, output
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -1,8 +1,9 @@
 """The Transformer encoder-decoder of Vaswani et al. 2017, "Attention is all you need"; sections below are that paper's.
 
 Projections of attention have no biases and the feed-forward layers have them, as there; one matrix embeds target tokens and
-gives the output (section 3.4). Shapes: B batch, S source length, T target length, C width, H heads, D head size, V target
-vocabulary.
+gives the output (section 3.4). Not as there are the learning rate, which `polyhead train` lets fall along a cosine after its
+warm-up where section 5.3 has an inverse square root, and the norm before each sublayer unless `norm` is post. Shapes: B batch,
+S source length, T target length, C width, H heads, D head size, V target vocabulary.
 """
 
 from collections.abc import Callable

@@ -28,6 +28,7 @@ class TransformerSeq2SeqConfig:
     dropout: float = 0.1
     """Of embeddings and of what each sublayer adds (section 5.4)."""
     norm_epsilon: float = 1e-5
+    """torch's; the paper names none (its published code had 1e-6)."""
     share_embeddings: bool = False
     """Whether source and target have one vocabulary and one matrix."""
 

@@ -56,6 +56,50 @@ def test_padding_and_other_rows_change_nothing(changes: dict[str, Any]) -> None:
     assert_padding_and_other_rows_change_nothing(build(**changes))
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+@torch.inference_mode()
+def test_a_residual_layer_adds_to_what_it_reads_and_the_first_one_never(cell: Cell, residual: bool) -> None:
+    """Wu et al. 2016, section 3.1: x_i = h_i + x_(i-1), of the encoder, of whole targets and of steps alike."""
+    model = build(cell=cell, layers=3, residual=residual)
+    source, lengths = torch.arange(6)[None], torch.tensor([6])
+    target = torch.arange(4)[None]
+    sums, states = model.source_embedding(source), []
+    for number, layer in enumerate(model.encoder.layers):
+        y, last = layer(sums)
+        sums = sums + y if residual and number else y
+        states.append([tensor.transpose(0, 1).flatten(1) for tensor in (last if cell == "lstm" else (last,))])
+    assert_close(model.encode(source, lengths).memory[-1], sums)
+    x = model.embedding(target)
+    for number, layer in enumerate(model.decoder_layers):
+        first = tuple(tensor[None] for tensor in states[number])
+        y, _ = layer(x, first if cell == "lstm" else first[0])
+        x = x + y if residual and number else y
+    memory, state = model.encode(source, lengths)
+    expected = model._logits(model._read(x, lengths, memory)[0])
+    assert_close(model(source, lengths, target).logits, expected)
+    for t in range(4):
+        logits, state, _ = model.step(target[:, t], lengths, memory, state)
+        assert_close(logits, expected[:, t])
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_forget_gates_begin_open_and_all_other_biases_at_zero(bidirectional: bool) -> None:
+    """Jozefowicz et al. 2015: a bias of 1. torch adds two biases, of which one has it."""
+    model = build(cell="lstm", layers=2, bidirectional=bidirectional)
+    lstms = [module for module in model.modules() if isinstance(module, torch.nn.LSTM)]
+    assert len(lstms) == 4
+    for lstm in lstms:
+        for end in ("", "_reverse")[: 1 + lstm.bidirectional]:
+            both = getattr(lstm, f"bias_ih_l0{end}") + getattr(lstm, f"bias_hh_l0{end}")
+            enter, forget, new, leave = both.chunk(4)
+            assert torch.equal(forget, torch.ones(lstm.hidden_size))
+            assert not torch.cat((enter, new, leave)).any()
+    biases = [weight for name, weight in build(cell="gru").named_parameters() if ".bias_" in name]
+    assert len(biases) == 6
+    assert not torch.cat(biases).any()
+
+
 def test_weights_sum_to_one() -> None:
     (source, lengths), target = padded_sources(6, 2), targets(2, 3)
     weights = build()(source, lengths, target).weights
