@@ -39,6 +39,8 @@ PACKAGES = {
     "transformers": ("transformers", "torch==2.13.0"),
 }
 """What each peer's own environment in `.bench/` has."""
+WITHOUT_AMX = "-U__AMX_TILE__ -U__AMX_INT8__ -U__AMX_BF16__"
+"""For the compiler of llama.cpp, which builds for the very processor: many virtual machines announce AMX and end a program that uses it."""
 STREAMS, PROMPT, TOKENS = (1, 16), 128, 128
 TRIES, MOST_DISTURBANCE = 4, 0.05
 BUNDLES = {
@@ -163,7 +165,8 @@ def make(path: Path, recipe: Callable[[], object]) -> None:
 
 def make_environment(family: str) -> None:
     call(sys.executable, "-m", "venv", WORK / family)
-    call(python(family), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES[family])
+    install = [python(family), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES[family]]
+    call("env", f"CFLAGS={WITHOUT_AMX}", f"CXXFLAGS={WITHOUT_AMX}", *install)
 
 
 def build_genai(precision: str) -> None:
