@@ -36,6 +36,8 @@ COMPARED = (
 """Of the manifest."""
 AT_MOST = ("limits.max_tokens", "seq2seq.max_source_tokens")
 """A bundle may have been exported for shorter inputs than its checkpoint takes."""
+ENUMS = ("TASK_", "POOLING_")
+"""Beginnings of names in the manifest that people know without them."""
 SHOWN = 60
 """Characters of a value."""
 
@@ -115,5 +117,7 @@ def first_difference(path: str, theirs: Any, ours: Any) -> Iterator[tuple[str, A
 def shown(found: Any) -> str:
     if found is None:
         return "none"
+    if isinstance(found, str) and found.startswith(ENUMS):
+        return found.partition("_")[2].lower()
     text = found if isinstance(found, str) and found.isprintable() else json.dumps(found, ensure_ascii=False)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

@@ -68,7 +68,7 @@ def test_a_checkpoint_with_other_weights_is_noticed(checkpoint: Path, capsys: py
 def test_a_checkpoint_of_another_kind_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_classifier_checkpoint(tmp_path / "other")
     error = refused([str(gpt_bundle()), "--against", str(other)], capsys)
-    assert error.endswith("other: task is TASK_CLASSIFY, the bundle's is TASK_GENERATE\n")
+    assert error.endswith("other: task is classify, the bundle's is generate\n")
 
 
 def other_checkpoint(folder: Path, **fields: int) -> str:
