@@ -1,4 +1,5 @@
-"""A checkpoint folder: `config.json`, `model.safetensors`, `tokenizer.json` (docs/architecture.md). Never pickle."""
+"""A checkpoint folder: `config.json`, `model.safetensors`, `tokenizer.json`, perhaps `source_tokenizer.json`
+(docs/architecture.md). Never pickle."""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import nn
 
 from polyhead.models.encoder import Classifier, ClassifierConfig, Embedder, EmbedderConfig
@@ -76,15 +78,25 @@ def build_model(config: CheckpointConfig) -> Model:
 
 
 def save_checkpoint(
-    folder: Path, config: CheckpointConfig, weights: dict[str, torch.Tensor], tokenizer_json: str
+    folder: Path,
+    config: CheckpointConfig,
+    weights: dict[str, torch.Tensor],
+    tokenizer_json: str,
+    source_tokenizer_json: str | None = None,
 ) -> None:
-    """Write the three files, each beside its name first and then renamed, the configuration last."""
+    """Write all files, each beside its name first and then renamed, the configuration last; whenever the process ends, there
+    is a whole checkpoint or none. source_tokenizer_json: of sources with a vocabulary of their own."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / "model.safetensors.tmp")
-    (folder / "tokenizer.json.tmp").write_text(tokenizer_json, "utf-8")
     document = {"format": "polyhead", "format_version": FORMAT_VERSION, **asdict(config)}
-    (folder / "config.json.tmp").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+    texts = {
+        "tokenizer.json": tokenizer_json,
+        **({} if source_tokenizer_json is None else {SOURCE_TOKENIZER_FILE: source_tokenizer_json}),
+        "config.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n",
+    }
+    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / "model.safetensors.tmp")
+    for name, text in texts.items():
+        (folder / f"{name}.tmp").write_text(text, "utf-8")
+    for name in ("model.safetensors", *texts):
         (folder / f"{name}.tmp").replace(folder / name)
 
 
@@ -130,4 +142,21 @@ def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, Model]:
         nn.Module.load_state_dict(model, weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
+    if isinstance(model, RNNSeq2Seq | TransformerSeq2Seq):
+        _check_source_tokenizer(folder, model.config.source_vocabulary_size)
     return config, model.eval()
+
+
+def _check_source_tokenizer(folder: Path, vocabulary_size: int) -> None:
+    """Raise CheckpointError if sources would be read with another vocabulary than the one that the model learned."""
+    own = folder / SOURCE_TOKENIZER_FILE
+    path = own if own.exists() else folder / "tokenizer.json"
+    try:
+        size = Tokenizer.from_str(path.read_text("utf-8")).get_vocab_size()
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
+    if size != vocabulary_size:
+        missing = "" if path == own else f", and there is no {SOURCE_TOKENIZER_FILE}"
+        raise CheckpointError(
+            f"{path}: has {size} tokens, but model.source_vocabulary_size is {vocabulary_size}{missing}"
+        )

@@ -191,6 +191,7 @@ class ClassifierRecipe:
     """Of character n-grams on the test part."""
     deciding: str = field(default="validation_accuracy", init=False)
     higher_is_better: bool = field(default=True, init=False)
+    source_tokenizer_json: None = field(default=None, init=False)
 
     @property
     def tokenizer_json(self) -> str:

@@ -208,6 +208,7 @@ class EmbedderRecipe:
     """The different texts of each training group."""
     deciding: str = field(default="validation_mrr", init=False)
     higher_is_better: bool = field(default=True, init=False)
+    source_tokenizer_json: None = field(default=None, init=False)
 
     @property
     def tokenizer_json(self) -> str:

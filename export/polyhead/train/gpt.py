@@ -167,6 +167,7 @@ class GPTRecipe:
     held_out_tokens: Tensor
     deciding: str = field(default="validation_loss", init=False)
     higher_is_better: bool = field(default=False, init=False)
+    source_tokenizer_json: None = field(default=None, init=False)
 
     @property
     def tokenizer_json(self) -> str:

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from polyhead.models.checkpoint import SOURCE_TOKENIZER_FILE, save_checkpoint
+from polyhead.models.checkpoint import HELD_OUT_FILE, SOURCE_TOKENIZER_FILE, save_checkpoint
 from polyhead.train.errors import Interrupted, TrainError, UsageError
 from polyhead.train.metrics import append_record, draw_curve, forget_after, read_records
 from polyhead.train.progress import ProgressReport, Status, make_report
@@ -145,8 +145,8 @@ class Training:
     def _clear(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.out / "last", ignore_errors=True)
-        tokenizers = ("tokenizer.json", SOURCE_TOKENIZER_FILE)
-        for name in ("config.json", "model.safetensors", *tokenizers, "metrics.jsonl", "loss.png"):
+        of_data = ("tokenizer.json", SOURCE_TOKENIZER_FILE, HELD_OUT_FILE)
+        for name in ("config.json", "model.safetensors", *of_data, "metrics.jsonl", "loss.png"):
             (self.out / name).unlink(missing_ok=True)
 
     # -- steps
@@ -229,8 +229,9 @@ class Training:
         is_best = self.best is None or self._better(figures, self.best.figures)
         if is_best:
             self.best = Best(self.step, figures)
-            config = self.recipe.checkpoint_config(figures)
-            save_checkpoint(self.out, config, self.model.state_dict(), self.recipe.tokenizer_json)
+            config, recipe = self.recipe.checkpoint_config(figures), self.recipe
+            weights = self.model.state_dict()
+            save_checkpoint(self.out, config, weights, recipe.tokenizer_json, recipe.source_tokenizer_json)
         self.report.evaluated(self.step, figures, is_best)
         self._record(**figures)
         self.evaluation_seconds = self.clock() - began

@@ -38,6 +38,11 @@ class Recipe(Protocol):
     def tokenizer_json(self) -> str: ...
 
     @property
+    def source_tokenizer_json(self) -> str | None:
+        """Of sources, where they have a vocabulary of their own."""
+        ...
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """Whatever a resumed training must have unchanged besides the settings, as JSON: model sizes, digest of the data."""
         ...

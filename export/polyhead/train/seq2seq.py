@@ -15,13 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyhead.models.checkpoint import (
-    SOURCE_TOKENIZER_FILE,
-    CheckpointConfig,
-    SpecialTokens,
-    save_checkpoint,
-    save_held_out,
-)
+from polyhead.models.checkpoint import CheckpointConfig, SpecialTokens, save_checkpoint, save_held_out
 from polyhead.train.encoder import EpochBatches, pad
 from polyhead.train.errors import DataError
 from polyhead.train.loop import Result, train
@@ -88,6 +82,10 @@ class Seq2SeqRecipe:
     @property
     def tokenizer_json(self) -> str:
         return str(self.vocabularies.target.to_str())
+
+    @property
+    def source_tokenizer_json(self) -> str | None:
+        return None if self.vocabularies.shared else str(self.vocabularies.source.to_str())
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -188,10 +186,9 @@ def finish(recipe: Seq2SeqRecipe, result: Result, out: Path) -> str:
     """Measure the best weights on the test part, and complete the checkpoint with that; returns what to print."""
     figures = measure(recipe)
     config = recipe.checkpoint_config({**{f"validation_{k}": v for k, v in result.figures.items()}, **figures})
-    if not recipe.vocabularies.shared:
-        (out / SOURCE_TOKENIZER_FILE).write_text(recipe.vocabularies.source.to_str(), "utf-8")
     save_held_out(out, [f"{pair.source}\t{pair.target}" for pair in recipe.corpus.test])
-    save_checkpoint(out, config, recipe.model.state_dict(), recipe.tokenizer_json)
+    weights = recipe.model.state_dict()
+    save_checkpoint(out, config, weights, recipe.tokenizer_json, recipe.source_tokenizer_json)
     lines = [f"best at step {result.best_step} of {result.steps}, on {len(recipe.corpus.test):,} test pairs:"]
     for prefix, how in (("", "greedy"), ("beam_", f"{recipe.settings.beam_width} beams")):
         lines.append(

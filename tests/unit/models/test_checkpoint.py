@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from polyhead.models.checkpoint import (
     CheckpointConfig,
@@ -52,7 +53,9 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.task)
 def test_what_was_saved_is_loaded_again(tmp_path: Path, config: CheckpointConfig) -> None:
     model = build_model(config)
-    save_checkpoint(tmp_path / "new", config, model.state_dict(), '{"tokens": "é"}')
+    translates = "seq2seq" in config.architecture
+    source_tokenizer = tokenizer_json(20) if translates else None
+    save_checkpoint(tmp_path / "new", config, model.state_dict(), '{"tokens": "é"}', source_tokenizer)
     loaded_config, loaded = load_checkpoint(tmp_path / "new")
     assert loaded_config == config
     assert type(loaded) is type(model)
@@ -62,8 +65,34 @@ def test_what_was_saved_is_loaded_again(tmp_path: Path, config: CheckpointConfig
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "config.json",
         "model.safetensors",
+        *(["source_tokenizer.json"] if translates else []),
         "tokenizer.json",
     ]
+
+
+def tokenizer_json(size: int) -> str:
+    return str(Tokenizer(models.BPE({chr(65 + id): id for id in range(size)}, [])).to_str())
+
+
+@pytest.mark.parametrize(
+    ("source_tokenizer", "message"),
+    [
+        (
+            None,
+            r"/tokenizer.json: has 24 tokens, but model.source_vocabulary_size is 20, and there is no source_tokenizer.json$",
+        ),
+        (tokenizer_json(19), r"/source_tokenizer.json: has 19 tokens, but model.source_vocabulary_size is 20$"),
+        (tokenizer_json(21), r"/source_tokenizer.json: has 21 tokens, but"),
+        ("{}", r"/source_tokenizer.json: not a tokenizer: "),
+    ],
+)
+def test_sources_are_not_read_with_another_vocabulary_than_the_model_learned(
+    tmp_path: Path, source_tokenizer: str | None, message: str
+) -> None:
+    weights = build_model(CONFIGS[1]).state_dict()
+    save_checkpoint(tmp_path, CONFIGS[1], weights, tokenizer_json(24), source_tokenizer)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path)
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

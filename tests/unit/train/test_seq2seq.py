@@ -48,6 +48,26 @@ def test_every_architecture_becomes_a_checkpoint_that_loads(
     assert "2 beams: exact match" in printed
 
 
+class Killed(Exception):
+    """What a process that is killed doesn't get to catch."""
+
+
+def test_a_training_killed_after_an_evaluation_leaves_a_checkpoint_that_reads_sources_as_it_learned_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr("polyhead.train.loop.save_state", kill)
+    with pytest.raises(Killed):
+        train_seq2seq(tmp_path, *COPY, *RNN)
+    _, model = load_checkpoint(tmp_path)
+    assert isinstance(model, RNNSeq2Seq)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "source_tokenizer.json"))
+    assert tokenizer.get_vocab_size() == model.config.source_vocabulary_size
+    assert tokenizer.encode("ab").tokens == ["a", "b", END]
+
+
 def test_a_shared_vocabulary_has_one_tokenizer_that_ends_sources(tmp_path: Path) -> None:
     data = tmp_path / "pairs.tsv"
     data.write_text("".join(f"un mot {i}\ta word {i}\n" for i in range(1500)), "utf-8")

@@ -18,6 +18,7 @@ class CountingRecipe:
     deciding = "validation_loss"
     higher_is_better = False
     tokenizer_json = "{}"
+    source_tokenizer_json = None
 
     def __init__(self, **identity: Any) -> None:
         torch.manual_seed(0)
