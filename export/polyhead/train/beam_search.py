@@ -5,7 +5,7 @@ counted in both, as in the server. One of the beams is always the greedy answer,
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -93,6 +93,9 @@ class _Search:
         best = self.beams[0].total / (self.settings.max_tokens if penalty > 0 else length) ** penalty
         return width == 1 or self.ended[width - 1].score >= best
 
+    def over(self) -> bool:
+        return len(self.beams[0].tokens) >= self.settings.max_tokens or self.done()
+
     def answers(self) -> list[Hypothesis]:
         """The best first; beginnings that the limit cut are answers, too."""
         if not self.done():
@@ -102,19 +105,23 @@ class _Search:
 
 
 @torch.inference_mode()
-def beam_search(decoder: Decoder, begin: Tensor, eos: int, settings: BeamSettings) -> list[list[Hypothesis]]:
-    """At most `width` different answers for each source, best first. begin (B,): the first inputs."""
+def beam_search(
+    decoder: Decoder, begin: Tensor, eos: int, settings: BeamSettings, limits: Sequence[int] | None = None
+) -> list[list[Hypothesis]]:
+    """At most `width` different answers for each source, best first. begin (B,): the first inputs. limits (B,): of each
+    source's answers, in the place of `max_tokens`."""
     width, device = settings.width, begin.device
     decoder.select(torch.arange(len(begin), device=device).repeat_interleave(width))
-    searches = [_Search(settings, eos) for _ in begin]
+    limits = limits or [settings.max_tokens] * len(begin)
+    searches = [_Search(replace(settings, max_tokens=limit), eos) for limit in limits]
     tokens = begin.repeat_interleave(width)
-    for _ in range(settings.max_tokens):
+    for _ in range(max(limits)):
         logprobs = decoder.step(tokens).float().log_softmax(-1).view(len(begin), width, -1)  # (B, width, V)
         rows: list[int] = []
         for number, (search, candidates) in enumerate(zip(searches, _candidates(searches, logprobs), strict=True)):
-            going = [] if search.done() else search.extend(candidates, _greedy(search, logprobs[number]))
+            going = [] if search.over() else search.extend(candidates, _greedy(search, logprobs[number]))
             rows += [number * width + row for row in (*going, *[0] * (width - len(going)))]
-        if all(search.done() for search in searches):
+        if all(search.over() for search in searches):
             break
         decoder.select(torch.tensor(rows, device=device))
         tokens = torch.tensor([token for search in searches for token in _last_tokens(search, eos)], device=device)

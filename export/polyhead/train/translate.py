@@ -21,7 +21,9 @@ def answer_greedily(model: Model, vocabularies: Vocabularies, rows: Sequence[Ids
     """The model's answer to each source, without the end token."""
 
     def answer(sources: Tensor, lengths: Tensor) -> list[Ids]:
-        return model.greedy(sources, lengths, answer_limit(model, sources), vocabularies.begin, vocabularies.end)
+        limits = answer_limits(model, lengths)
+        rows = model.greedy(sources, lengths, max(limits), vocabularies.begin, vocabularies.end)
+        return [row[:limit] for row, limit in zip(rows, limits, strict=True)]
 
     return _in_batches(answer, rows, BATCH, device)
 
@@ -33,18 +35,18 @@ def answer_with_beams(
     width = settings.beam_width
 
     def answer(sources: Tensor, lengths: Tensor) -> list[Ids]:
-        limit = answer_limit(model, sources)
-        search = BeamSettings(width, settings.length_penalty, limit)
+        limits = answer_limits(model, lengths)
+        search = BeamSettings(width, settings.length_penalty, max(limits))
         begin = torch.full_like(lengths, vocabularies.begin)
-        found = beam_search(model.decoder(sources, lengths, limit), begin, vocabularies.end, search)
+        found = beam_search(model.decoder(sources, lengths, max(limits)), begin, vocabularies.end, search, limits)
         return [list(answers[0].tokens) for answers in found]
 
     return _in_batches(answer, rows, max(1, BEAM_ROWS // width), device)
 
 
-def answer_limit(model: Model, sources: Tensor) -> int:
-    """Tokens of an answer: an answer much longer than its source repeats itself."""
-    return min(model.config.max_target_tokens, 2 * sources.shape[1] + 20)
+def answer_limits(model: Model, lengths: Tensor) -> list[int]:
+    """Tokens of each answer: one much longer than its own source repeats itself. What else is in the batch changes nothing."""
+    return [min(model.config.max_target_tokens, 2 * length + 20) for length in lengths.tolist()]
 
 
 def _in_batches(

@@ -13,8 +13,9 @@ from polyhead.train.pairs import Pair, PairOptions, split_pairs
 from polyhead.train.seq2seq import IGNORED, Seq2SeqRecipe, make_recipe
 from polyhead.train.seq2seq_settings import ARCHITECTURES, PRESETS, Seq2SeqSettings, preset
 from polyhead.train.tasks import Task, make_pairs
+from polyhead.train.translate import answer_greedily, answer_with_beams
 from polyhead.train.translation_metrics import translation_figures
-from polyhead.train.vocabularies import BEGIN, END, PAD, make_vocabularies
+from polyhead.train.vocabularies import BEGIN, END, PAD, Vocabularies, make_vocabularies
 
 TINY = ["--width=32", "--batch-size=16", "--steps=4", "--eval-every=2", "--device=cpu", "--beam-width=2"]
 RNN, TRANSFORMER = ["--embedding-size=16"], ["--heads=2", "--hidden=32", "--layers=1"]
@@ -138,6 +139,27 @@ def test_the_share_of_own_choices_grows_with_the_steps() -> None:
     recipe = tiny_recipe(own_share=0.6)
     steps = recipe.settings.loop.steps
     assert [round(float(recipe.batch(step).tensors[4]), 3) for step in (0, steps // 2, steps)] == [0.0, 0.3, 0.6]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_measured_answers_do_not_depend_on_what_else_is_measured_and_one_beam_is_greedy(
+    arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that never ends an answer, so that their limits do."""
+    monkeypatch.setattr(Vocabularies, "end", 999)
+    settings = replace(preset("dates", arch), width=32, beam_width=1)
+    made = make_vocabularies([Pair("abcdefgh", "abcdefgh")], 0, shared=False, lowercase=False)
+    torch.manual_seed(2)
+    model = settings.build(made.source.get_vocab_size(), made.target.get_vocab_size()).eval()
+    rows, cpu = made.encode_sources(["a", "abcdefgh" * 4, "cab"]), torch.device("cpu")
+    greedy = answer_greedily(model, made, rows, cpu)
+    assert [len(answer) for answer in greedy] == [2 * len(row) + 20 for row in rows]
+    for width in (1, 3):
+        settings = replace(settings, beam_width=width)
+        together = answer_with_beams(model, made, settings, rows, cpu)
+        assert together == [answer_with_beams(model, made, settings, [row], cpu)[0] for row in rows]
+        if width == 1:
+            assert together == greedy == [answer_greedily(model, made, [row], cpu)[0] for row in rows]
 
 
 def test_a_model_learns_to_copy() -> None:

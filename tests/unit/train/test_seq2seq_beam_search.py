@@ -29,9 +29,11 @@ def random_tables(seed: int, rows: int = 1) -> Tensor:
     return (3 * torch.randn(rows, V, V, generator=torch.Generator().manual_seed(seed))).log_softmax(-1)
 
 
-def search(tables: Tensor, width: int, penalty: float, limit: int = 4) -> list[list[Hypothesis]]:
+def search(
+    tables: Tensor, width: int, penalty: float, limit: int = 4, limits: list[int] | None = None
+) -> list[list[Hypothesis]]:
     begin = torch.full((len(tables),), BEGIN)
-    return beam_search(TableDecoder(tables), begin, EOS, BeamSettings(width, penalty, limit))
+    return beam_search(TableDecoder(tables), begin, EOS, BeamSettings(width, penalty, limit), limits)
 
 
 def every_answer(table: Tensor, penalty: float, limit: int) -> list[Hypothesis]:
@@ -89,6 +91,12 @@ def test_sources_of_a_batch_are_searched_as_if_alone() -> None:
     tables = random_tables(7, rows=5)
     together = search(tables, 3, 1.0)
     assert together == [search(tables[i : i + 1], 3, 1.0)[0] for i in range(5)]
+
+
+def test_each_source_can_have_a_limit_of_its_own() -> None:
+    tables, limits = random_tables(11, rows=4), [1, 4, 2, 3]
+    together = search(tables, 3, 1.0, limits=limits)
+    assert together == [search(tables[i : i + 1], 3, 1.0, limit=limits[i])[0] for i in range(4)]
 
 
 def test_scores_are_the_model_s_own() -> None:
