@@ -203,7 +203,7 @@ class ClassifierRecipe:
         digests = {name: digest(f"{row.label}\0{row.text}" for row in rows) for name, rows in parts.items()}
         return {**self.settings.identity(), **digests}
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, progress: float = 0.0) -> Batch:
         """Ids (B, T), lengths (B,) and classes (B,)."""
         rows = [self.corpus.training[i] for i in self.batches.at(step)]
         seed = step_seed(self.settings.loop.seed, step)

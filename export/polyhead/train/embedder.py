@@ -220,7 +220,7 @@ class EmbedderRecipe:
         digests = {name: digest("\0".join(group.values()) for group in groups) for name, groups in parts.items()}
         return {**self.settings.identity(), **digests}
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, progress: float = 0.0) -> Batch:
         """Ids (2·B, T), lengths (2·B,) and text numbers (2·B,), equal for equal texts; text i is paired with i + B."""
         seed = step_seed(self.settings.loop.seed, step)
         chance = random.Random(seed)

@@ -179,7 +179,7 @@ class GPTRecipe:
         texts = {"data": digest(self.corpus.training), "test_data": digest(self.corpus.held_out)}
         return {**settings, **texts, "vocabulary": self.model.config.vocabulary_size}
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, progress: float = 0.0) -> Batch:
         """Windows at random places: inputs (B, T), and targets (B, T) one further."""
         B, T = self.settings.batch_size, self.settings.context
         generator = torch.Generator().manual_seed(step_seed(self.settings.loop.seed, step))

@@ -4,8 +4,9 @@
     train() AdamW · warm-up, then cosine · clipping · mixed precision on a GPU · evaluation · best checkpoint · state
 
 Reproducible: batches and dropout depend on the seed and the step alone, so a training that was interrupted and resumed
-gives the weights of one that was not: bit for bit on a CPU, of recurrent layers but for rounding. The exception is a time
-budget that runs out before the steps do: how far a training gets then depends on the machine.
+gives the weights of one that was not: bit for bit on a CPU, but for rounding, some 1e-8 of a loss, where torch's recurrent
+layers have a part, whose sums may run in another order each time. The exception is a time budget that runs out before the
+steps do: how far a training gets then depends on the machine.
 """
 
 import math
@@ -35,6 +36,7 @@ from polyhead.train.settings import (
     choose_precision,
     learning_rate,
     make_optimizer,
+    progress,
     step_seed,
 )
 from polyhead.train.state import Best, State, load_state, restore_tensors, save_state
@@ -173,11 +175,12 @@ class Training:
 
     def _take_step(self) -> None:
         torch.manual_seed(step_seed(self.settings.seed, self.step))  # dropout's, so that a resumed step repeats it
-        rate = learning_rate(self.settings, self.step, self.elapsed_seconds)
+        elapsed = self.elapsed_seconds
+        rate = learning_rate(self.settings, self.step, elapsed)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        batch = self.recipe.batch(self.step)
+        batch = self.recipe.batch(self.step, progress(self.settings, self.step, elapsed))
         with self._autocast():
             loss = self.recipe.loss(*(tensor.to(self.device, non_blocking=True) for tensor in batch.tensors))
         self.optimizer.zero_grad(set_to_none=True)

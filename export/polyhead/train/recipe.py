@@ -47,8 +47,9 @@ class Recipe(Protocol):
         """Whatever a resumed training must have unchanged besides the settings, as JSON: model sizes, digest of the data."""
         ...
 
-    def batch(self, step: int) -> Batch:
-        """The batch of step 0, 1, …: a function of `step` (and the recipe's seed) alone."""
+    def batch(self, step: int, progress: float = 0.0) -> Batch:
+        """The batch of step 0, 1, …: its examples are a function of `step` (and the recipe's seed) alone. What changes in the
+        course of a training may also depend on its `progress`, from 0 to 1 (`settings.progress`)."""
         ...
 
     @property

@@ -91,14 +91,14 @@ class Seq2SeqRecipe:
     def identity(self) -> dict[str, Any]:
         return {**self.settings.identity(), **self.corpus.digests()}
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, progress: float = 0.0) -> Batch:
         """Sources (B, S), their lengths (B,), inputs (B, T), what is expected after each (B, T), share of own choices ()."""
         rows = [self.rows[i] for i in self.batches.at(step)]
         sources, lengths = pad([source for source, _ in rows])
         inputs, _ = pad([[self.vocabularies.begin, *target] for _, target in rows])
         targets, target_lengths = pad([[*target, self.vocabularies.end] for _, target in rows])
         targets[torch.arange(targets.shape[1]) >= target_lengths[:, None]] = IGNORED
-        own_share = torch.tensor(self.settings.own_share * step / self.settings.loop.steps)
+        own_share = torch.tensor(self.settings.own_share * progress)
         return Batch((sources, lengths, inputs, targets, own_share), int(lengths.sum() + target_lengths.sum()))
 
     def loss(self, sources: Tensor, lengths: Tensor, inputs: Tensor, targets: Tensor, own_share: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ class Seq2SeqSettings:
     """With the end token."""
     label_smoothing: float = 0.0
     own_share: float = 0.0
-    """Of the target's tokens that the model reads, what is its own choice at the end of the training: the share grows evenly
-    from 0 (Bengio et al. 2015, scheduled sampling, section 2.4)."""
+    """Of the target's tokens that the model reads, what is its own choice at the end of the training, be it steps or time that
+    ends it: the share grows evenly from 0 (Bengio et al. 2015, scheduled sampling, section 2.4)."""
     beam_width: int = 4
     length_penalty: float = 1.0
     evaluation_pairs: int = 400

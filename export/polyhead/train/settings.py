@@ -61,11 +61,17 @@ def learning_rate(settings: LoopSettings, step: int, elapsed_seconds: float) -> 
     """
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    if settings.max_seconds is not None:
-        progress = max(progress, elapsed_seconds / settings.max_seconds)
+    done = progress(settings, step, elapsed_seconds, settings.warmup_steps)
     low = settings.final_learning_rate
-    return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def progress(settings: LoopSettings, step: int, elapsed_seconds: float, beginning: int = 0) -> float:
+    """How far a training is, from 0 to 1: the larger of the shares of its steps, those of its `beginning` aside, and of its
+    time budget. Whatever shall come to its end with the training goes by it."""
+    of_steps = (step - beginning) / max(1, settings.steps - beginning)
+    of_time = 0.0 if settings.max_seconds is None else elapsed_seconds / settings.max_seconds
+    return min(1.0, max(0.0, of_steps, of_time))
 
 
 def step_seed(seed: int, step: int) -> int:

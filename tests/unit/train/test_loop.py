@@ -14,6 +14,7 @@ from polyhead.models.checkpoint import load_checkpoint, load_config
 from polyhead.train.errors import Interrupted, TrainError, UsageError
 from polyhead.train.loop import Result, Resume, train
 from polyhead.train.progress import LineReport
+from polyhead.train.recipe import Batch
 from polyhead.train.settings import LoopSettings
 from tests.unit.train.tiny import CountingRecipe
 
@@ -40,7 +41,7 @@ class SignalAt(CountingRecipe):
         super().__init__()
         self.signal_step, self.number = step, number
 
-    def batch(self, step: int):  # type: ignore[no-untyped-def]
+    def batch(self, step: int, progress: float = 0.0) -> Batch:
         if step == self.signal_step:
             os.kill(os.getpid(), self.number)
         return super().batch(step)
@@ -231,6 +232,30 @@ def test_a_time_budget_ends_the_training_evaluated_and_with_the_learning_rate_lo
     rates = [record["learning_rate"] for record in records if "learning_rate" in record]
     assert rates[-1] < 0.3 * SETTINGS.learning_rate
     assert load_config(out).quality == result.figures
+
+
+class Attentive(CountingRecipe):
+    """Remembers how far the loop said the training was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[float] = []
+
+    def batch(self, step: int, progress: float = 0.0) -> Batch:
+        if step < 1000:  # no evaluation
+            self.told.append(progress)
+        return super().batch(step)
+
+
+def test_a_recipe_is_told_how_far_the_training_is_by_steps_or_by_time(out: Path) -> None:
+    by_steps, by_time = Attentive(), Attentive()
+    train(by_steps, SETTINGS, out)
+    assert by_steps.told == [step / 24 for step in range(24)]
+    settings = replace(SETTINGS, steps=1000, max_seconds=400.0)
+    train(by_time, settings, out, "restart", clock=TickingClock())
+    assert by_time.told[0] < 0.1
+    assert by_time.told[-1] > 0.8
+    assert by_time.told == sorted(by_time.told)
 
 
 def test_a_training_that_used_up_its_budget_is_complete(out: Path) -> None:

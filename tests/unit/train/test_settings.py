@@ -16,6 +16,7 @@ from polyhead.train.settings import (
     choose_precision,
     learning_rate,
     make_optimizer,
+    progress,
     step_seed,
 )
 
@@ -54,6 +55,14 @@ def test_a_spent_time_budget_lowers_the_learning_rate_as_the_steps_would() -> No
     budget = replace(SETTINGS, max_seconds=60.0)
     assert learning_rate(budget, 20, 60.0) == pytest.approx(0.1)
     assert learning_rate(budget, 55, 1.0) == learning_rate(SETTINGS, 55, 0.0)
+
+
+def test_progress_is_the_larger_share_of_steps_and_of_time() -> None:
+    assert [progress(SETTINGS, step, 1e9) for step in (0, 25, 100, 130)] == [0.0, 0.25, 1.0, 1.0]
+    budget = replace(SETTINGS, max_seconds=60.0)
+    assert [progress(budget, 25, seconds) for seconds in (3.0, 30.0, 90.0)] == [0.25, 0.5, 1.0]
+    assert progress(SETTINGS, 55, 0.0, beginning=10) == 0.5
+    assert progress(SETTINGS, 5, 0.0, beginning=10) == 0.0
 
 
 @settings(deadline=None, max_examples=50)

@@ -26,7 +26,7 @@ class CountingRecipe:
         self.identity = identity
         self.evaluations = 0
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, progress: float = 0.0) -> Batch:
         starts = torch.randint(VOCABULARY, (4, 1), generator=torch.Generator().manual_seed(step))
         tokens = (starts + torch.arange(17)) % VOCABULARY
         return Batch((tokens[:, :-1], tokens[:, 1:]), 64)
