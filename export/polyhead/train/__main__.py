@@ -27,6 +27,10 @@ class RecipeModule(Protocol):
     def run(self, args: Namespace) -> int: ...
 
 
+class OptionsModule(Protocol):
+    def use_threads(self, args: Namespace) -> None: ...
+
+
 def main(argv: list[str]) -> int:
     """Run a recipe; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 when interrupted."""
     if not argv or argv[0] in ("-h", "--help"):
@@ -47,7 +51,9 @@ def run_module(name: str, command: str, argv: list[str], *recipe: str) -> int:
         program = " ".join((command, *recipe))
         parser = ArgumentParser(program, description=module.__doc__, formatter_class=RawDescriptionHelpFormatter)
         module.add_arguments(parser)
-        return module.run(parser.parse_args(argv))
+        args = parser.parse_args(argv)
+        cast(OptionsModule, import_module("polyhead.train.options")).use_threads(args)
+        return module.run(args)
     except SystemExit as exit:  # argparse: --help or wrong usage
         return exit.code if isinstance(exit.code, int) else 2
     except KeyboardInterrupt:

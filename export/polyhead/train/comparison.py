@@ -6,7 +6,6 @@ Leaves in --out a checkpoint of each model, comparison.json and comparison.png.
 """
 
 import json
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -18,7 +17,7 @@ from polyhead.train.comparison_report import Outcome, Unit, draw, figures_by_len
 from polyhead.train.contestants import Contestant, contestants
 from polyhead.train.errors import UsageError
 from polyhead.train.loop import Resume, train
-from polyhead.train.options import override
+from polyhead.train.options import add_threads_argument, override
 from polyhead.train.pair_options import add_pair_arguments, read_corpus
 from polyhead.train.pairs import PairCorpus
 from polyhead.train.seq2seq import finish, make_recipe
@@ -34,6 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_pair_arguments(parser, DEFAULT_TASK)
     group = parser.add_argument_group("comparison")
     group.add_argument("--minutes", type=float, default=5.0, metavar="M", help="of processor time, for each model (5)")
+    add_threads_argument(group)
     group.add_argument("--out", type=Path, default=Path("runs/compare-attention"), metavar="DIR")
     group.add_argument("--restart", action="store_true", help="replace the trainings in --out")
     group.add_argument("--width", type=int, help="of the recurrent model with attention, after which the others go")
@@ -67,8 +67,8 @@ def _contestants(args: Namespace, base: str, corpus: PairCorpus) -> list[Contest
     def change(settings: Seq2SeqSettings) -> Seq2SeqSettings:
         names = ["vocabulary", "batch_size", *(() if settings.arch == "transformer" else ("width", "score"))]
         settings = override(settings, Namespace(**{name: getattr(args, name) for name in names}))
-        loop = override(settings.loop, Namespace(steps=MANY_STEPS, max_seconds=args.minutes * 60, seed=args.seed))
-        return replace(settings, loop=loop)
+        budget = Namespace(steps=MANY_STEPS, max_seconds=args.minutes * 60, clock="processor", seed=args.seed)
+        return replace(settings, loop=override(settings.loop, budget))
 
     plain = change(preset(base, "rnn-attention"))
     made = make_vocabularies(corpus.training, plain.vocabulary, plain.shared_vocabulary, plain.lowercase)
@@ -80,7 +80,7 @@ def _try(contestant: Contestant, corpus: PairCorpus, args: Namespace, unit: Unit
     recipe = make_recipe(contestant.settings, corpus)
     out: Path = args.out / contestant.key
     resume: Resume = "restart" if args.restart else "auto"
-    result = train(recipe, contestant.settings.loop, out, resume, clock=time.process_time)
+    result = train(recipe, contestant.settings.loop, out, resume)
     measured = out / "outcome.json"
     if not args.restart and (known := read_outcome(measured)) is not None and known.steps == result.steps:
         return known

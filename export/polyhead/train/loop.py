@@ -13,7 +13,6 @@ import math
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ from polyhead.train.metrics import append_record, draw_curve, forget_after, read
 from polyhead.train.progress import ProgressReport, Status, make_report
 from polyhead.train.recipe import Recipe
 from polyhead.train.settings import (
+    CLOCKS,
     LoopSettings,
     choose_device,
     choose_precision,
@@ -47,7 +47,7 @@ and only its steps may differ. restart: begin anew whatever is there."""
 
 REMEDY = "lower --learning-rate"
 
-FREE_TO_CHANGE = frozenset({"eval_every", "log_every", "max_seconds", "device"})
+FREE_TO_CHANGE = frozenset({"eval_every", "log_every", "max_seconds", "clock", "device"})
 """Settings that don't change what a step does, so a training may go on with others."""
 
 
@@ -68,14 +68,15 @@ def train(
     out: Path,
     resume: Resume = "auto",
     report: ProgressReport | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
 ) -> Result:
     """Train, and leave in `out` the best checkpoint, `last/`, `metrics.jsonl` and `loss.png`.
 
-    A training that is already complete is not repeated. Raises UsageError where `out` holds something else,
-    Interrupted after Ctrl-C or SIGTERM, with the state saved, and TrainError if the loss is no longer a number.
+    A training that is already complete is not repeated. clock: in the place of the settings'. Raises UsageError where `out`
+    holds something else, Interrupted after Ctrl-C or SIGTERM, with the state saved, and TrainError if the loss is no longer a
+    number.
     """
-    training = Training(recipe, settings, out, report or make_report(), clock)
+    training = Training(recipe, settings, out, report or make_report(), clock or CLOCKS[settings.clock])
     training.begin(resume)
     if not training.complete:
         with training.report, interruption() as interrupted:

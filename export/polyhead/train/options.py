@@ -1,14 +1,16 @@
 """Command-line options that recipes share. An option left out is None, so that the preset's value holds."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from polyhead.train.data import FORMATS, DataOptions
 from polyhead.train.errors import UsageError
 from polyhead.train.loop import Resume
-from polyhead.train.settings import LoopSettings
+from polyhead.train.settings import CLOCKS, LoopSettings
 
 Settings = TypeVar("Settings")
 
@@ -41,6 +43,12 @@ def add_loop_arguments(parser: ArgumentParser, recipe: str) -> None:
     group.add_argument(
         "--max-seconds", type=float, metavar="S", help="end in good order after so long, data preparation aside"
     )
+    group.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        help="what --max-seconds counts: wall (the default), or processor time of all threads, which other programs don't use up",
+    )
+    add_threads_argument(group)
     group.add_argument("--batch-size", type=int)
     group.add_argument("--learning-rate", type=float, help="the peak, after warm-up")
     group.add_argument("--warmup-steps", type=int)
@@ -58,13 +66,28 @@ def add_loop_arguments(parser: ArgumentParser, recipe: str) -> None:
     begin.add_argument("--restart", action="store_true", help="replace the training in --out")
 
 
+def add_threads_argument(group: _ArgumentGroup) -> None:
+    group.add_argument("--threads", type=int, metavar="N", help="that compute (as many as torch finds cores)")
+
+
+def use_threads(args: Namespace) -> None:
+    """What add_threads_argument was given. Raises UsageError below 1."""
+    if (threads := getattr(args, "threads", None)) is not None:
+        if threads < 1:
+            raise UsageError(f"--threads must be at least 1, not {threads}")
+        torch.set_num_threads(threads)
+
+
 def resume_mode(args: Namespace) -> Resume:
     return "require" if args.resume else "restart" if args.restart else "auto"
 
 
 def loop_settings(args: Namespace, preset: LoopSettings) -> LoopSettings:
     """The preset's settings with the given options in their place. Raises UsageError for values out of range."""
-    return override(preset, args)
+    settings = override(preset, args)
+    if args.clock is not None and settings.max_seconds is None:
+        raise UsageError("--clock is what --max-seconds counts, and there is none")
+    return settings
 
 
 def override(preset: Settings, args: Namespace, **names: str) -> Settings:

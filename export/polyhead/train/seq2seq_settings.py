@@ -95,7 +95,8 @@ class Seq2SeqSettings:
 def preset(name: str, arch: str) -> Seq2SeqSettings:
     """dates: short texts of characters, in under three minutes on two cores. sentences: some 10,000 pairs of sentences."""
     settings: dict[str, Any] = {"arch": arch, **_COMMON[name], **_SIZES[name][arch == "transformer"]}
-    settings["loop"] = replace(settings["loop"], learning_rate=settings.pop("learning_rate"))
+    own = {name: settings.pop(name) for name in ("steps", "learning_rate", "warmup_steps") if name in settings}
+    settings["loop"] = replace(settings["loop"], **own)
     return Seq2SeqSettings(**settings)
 
 
@@ -117,14 +118,17 @@ _COMMON: dict[str, dict[str, Any]] = {
 _SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dates": (
         {"width": 160, "embedding_size": 96, "learning_rate": 3e-3},
-        {"width": 96, "layers": 2, "hidden": 192, "batch_size": 64, "learning_rate": 3e-3},
+        {
+            "width": 96, "layers": 2, "hidden": 192, "batch_size": 32,
+            "steps": 3000, "learning_rate": 2e-3, "warmup_steps": 200,
+        },
     ),
     "sentences": (
         {"width": 256, "embedding_size": 128, "score": "general", "learning_rate": 2e-3},
         {"width": 160, "layers": 2, "hidden": 320, "learning_rate": 2e-3},
     ),
-}
-"""Of recurrent models, and of Transformers."""
+}  # fmt: skip
+"""Of recurrent models, and of Transformers, which learn from many small batches sooner than from few large ones."""
 
 
 PRESETS = tuple(_COMMON)

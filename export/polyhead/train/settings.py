@@ -1,6 +1,8 @@
 """How to train: the settings of the loop, the learning rate they give each step, optimizer, device and precision."""
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
@@ -9,6 +11,8 @@ import torch
 from torch import nn
 
 from polyhead.train.errors import UsageError
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class LoopSettings:
     seed: int = 0
     max_seconds: float | None = None
     """Stop, learning rate already lowered, so that the last evaluation ends by then. None: take all steps."""
+    clock: Literal["wall", "processor"] = "wall"
+    """What max_seconds counts. processor: of all threads together, so that what else runs on the machine changes little."""
     device: str = "auto"
     """auto: a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -50,6 +56,8 @@ class LoopSettings:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
         if not 0 <= self.final_learning_rate <= 1:
             raise ValueError(f"final_learning_rate must be from 0 to 1, not {self.final_learning_rate}")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock must be {' or '.join(CLOCKS)}, not {self.clock!r}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be above 0, not {self.max_seconds}")
 

@@ -15,7 +15,7 @@ from polyhead.train.errors import Interrupted, TrainError, UsageError
 from polyhead.train.loop import Result, Resume, train
 from polyhead.train.progress import LineReport
 from polyhead.train.recipe import Batch
-from polyhead.train.settings import LoopSettings
+from polyhead.train.settings import CLOCKS, LoopSettings
 from tests.unit.train.tiny import CountingRecipe
 
 SETTINGS = LoopSettings(steps=24, eval_every=8, log_every=4, warmup_steps=4, learning_rate=1e-2, device="cpu")
@@ -232,6 +232,13 @@ def test_a_time_budget_ends_the_training_evaluated_and_with_the_learning_rate_lo
     rates = [record["learning_rate"] for record in records if "learning_rate" in record]
     assert rates[-1] < 0.3 * SETTINGS.learning_rate
     assert load_config(out).quality == result.figures
+
+
+def test_a_budget_counts_what_its_clock_counts(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CLOCKS, "processor", TickingClock())
+    settings = replace(SETTINGS, steps=60, eval_every=1000, max_seconds=400.0)
+    assert train(CountingRecipe(), replace(settings, clock="processor"), out).steps < 40
+    assert train(CountingRecipe(), settings, out, "restart").steps == 60
 
 
 class Attentive(CountingRecipe):

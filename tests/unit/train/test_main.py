@@ -32,6 +32,22 @@ def test_a_recipe_lists_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--kv-heads" in capsys.readouterr().out
 
 
+def test_a_training_computes_with_as_many_threads_as_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    assert main(["gpt", "--threads=3", "--data", str(tmp_path / "none")]) == 1
+    assert asked == [3]
+    assert main(["seq2seq", "--threads=0"]) == 2
+    assert "--threads must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_a_clock_without_a_budget_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["seq2seq", "--preset=sentences", "--clock=processor"]) == 2
+    assert "--clock is what --max-seconds counts, and there is none" in capsys.readouterr().err
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
 

@@ -33,6 +33,7 @@ SETTINGS = LoopSettings(steps=100, warmup_steps=10, learning_rate=1.0, final_lea
         ("warmup_steps", -1, "warmup_steps must be at least 0, not -1"),
         ("beta2", 1.0, "beta2 must be at least 0 and below 1, not 1.0"),
         ("final_learning_rate", 2.0, "from 0 to 1, not 2.0"),
+        ("clock", "sun", "clock must be wall or processor, not 'sun'"),
         ("max_seconds", 0.0, "max_seconds must be above 0, not 0.0"),
     ],
 )
