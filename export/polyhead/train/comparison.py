@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from polyhead.models.seq2seq.rnn_config import AttentionScore
-from polyhead.train.comparison_report import Outcome, Unit, draw, figures_by_length, read_outcome, table
+from polyhead.train.comparison_report import (
+    Outcome,
+    Unit,
+    deciding_figure,
+    draw,
+    figures_by_length,
+    read_outcome,
+    table,
+)
 from polyhead.train.contestants import Contestant, contestants
 from polyhead.train.errors import UsageError
 from polyhead.train.loop import Resume, train
@@ -55,7 +63,7 @@ def run(args: Namespace) -> int:
     for contestant in _contestants(args, base, corpus):
         print(f"--- {contestant.name}: {contestant.parameters:,} parameters", flush=True)
         outcomes.append(_try(contestant, corpus, args, unit))
-    figure = "bleu" if args.data else "exact_match"
+    figure = deciding_figure(outcomes, bool(args.data))
     title = " and ".join(Path(path).name for path in args.data or [corpus.name])
     write(args.out, title, outcomes, unit, figure)
     print(table(outcomes, unit, figure))

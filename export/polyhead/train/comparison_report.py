@@ -76,21 +76,30 @@ def _ranges(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return ranges
 
 
+def deciding_figure(outcomes: Sequence[Outcome], translations: bool) -> str:
+    """What is shown by length: BLEU of translations, chrF where their targets are too short for BLEU, else exact matches."""
+    if not translations:
+        return "exact_match"
+    return "bleu" if all("bleu" in outcome.quality for outcome in outcomes) else "chrf"
+
+
 def table(outcomes: Sequence[Outcome], unit: Unit, figure: str) -> str:
     """Each model's size and figures, greedy and of beam search, then one figure for each range of lengths."""
     shown = (figure, f"beam_{figure}", "chrf")
     rows = [["", "parameters", "steps", "processor s", TITLES[figure], f"beam {TITLES[figure]}", "chrF"]]
     for o in outcomes:
         sizes = [f"{o.parameters:,}", f"{o.steps:,}", f"{o.processor_seconds:.0f}"]
-        rows.append([o.name, *sizes, *(_number(o.quality[name], name) for name in shown)])
+        rows.append([o.name, *sizes, *(_number(o.quality.get(name), name) for name in shown)])
     ranges = [f"{b.shortest}–{b.longest}" for b in outcomes[0].by_length]
     lines = [[f"{TITLES[figure]} at {unit}", *ranges]]
-    lines += [[o.name, *(_number(b.figures[figure], figure) for b in o.by_length)] for o in outcomes]
+    lines += [[o.name, *(_number(b.figures.get(figure), figure) for b in o.by_length)] for o in outcomes]
     lines.append(["test pairs", *(str(b.pairs) for b in outcomes[0].by_length)])
     return f"{_aligned(rows)}\n\n{_aligned(lines)}"
 
 
-def _number(value: float, figure: str) -> str:
+def _number(value: float | None, figure: str) -> str:
+    if value is None:
+        return "–"
     return f"{value:.3f}" if figure.endswith("exact_match") else f"{value:.1f}"
 
 
@@ -112,8 +121,9 @@ def draw(outcomes: Sequence[Outcome], path: Path, unit: Unit, figure: str, data:
     axes = picture.subplots()
     styles = zip(outcomes, ("tab:red", "tab:blue", "tab:green", "tab:purple"), "osD^", strict=False)
     for outcome, colour, marker in styles:
-        middles = [(b.shortest + b.longest) / 2 for b in outcome.by_length]
-        values = [b.figures[figure] for b in outcome.by_length]
+        shown = [part for part in outcome.by_length if figure in part.figures]
+        middles = [(part.shortest + part.longest) / 2 for part in shown]
+        values = [part.figures[figure] for part in shown]
         axes.plot(middles, values, color=colour, marker=marker, markersize=4, label=outcome.name)
     axes.set_xlabel(f"length of the source, {unit}")
     axes.set_ylabel(TITLES[figure])

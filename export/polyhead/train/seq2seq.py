@@ -191,9 +191,10 @@ def finish(recipe: Seq2SeqRecipe, result: Result, out: Path) -> str:
     save_checkpoint(out, config, weights, recipe.tokenizer_json, recipe.source_tokenizer_json)
     lines = [f"best at step {result.best_step} of {result.steps}, on {len(recipe.corpus.test):,} test pairs:"]
     for prefix, how in (("", "greedy"), ("beam_", f"{recipe.settings.beam_width} beams")):
+        bleu = figures.get(f"{prefix}bleu")
         lines.append(
-            f"  {how}: exact match {figures[f'{prefix}exact_match']:.4f}, chrF {figures[f'{prefix}chrf']:.2f}, "
-            f"BLEU {figures[f'{prefix}bleu']:.2f}"
+            f"  {how}: exact match {figures[f'{prefix}exact_match']:.4f}, chrF {figures[f'{prefix}chrf']:.2f}"
+            + (f", BLEU {bleu:.2f}" if bleu is not None else "; BLEU counts four words, and no target has them")
         )
     return "\n".join([*lines, *_examples(recipe.corpus.test, recipe)])
 

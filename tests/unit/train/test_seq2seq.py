@@ -36,7 +36,8 @@ def test_every_architecture_becomes_a_checkpoint_that_loads(
     config, model = load_checkpoint(out)
     assert isinstance(model, TransformerSeq2Seq if arch == "transformer" else RNNSeq2Seq)
     assert (config.task, config.special_tokens.bos, config.special_tokens.eos) == ("generate", BEGIN, (END,))
-    assert {"exact_match", "chrf", "bleu", "beam_bleu", "validation_chrf"} <= set(config.quality)
+    assert {"exact_match", "chrf", "beam_chrf", "validation_chrf"} <= set(config.quality)
+    assert "bleu" not in config.quality  # targets are one word
     assert json.loads((out / "config.json").read_text("utf-8"))["special_tokens"]["pad"] == PAD
     held_out = [line.split("\t") for line in (out / "held_out.txt").read_text("utf-8").splitlines()]
     assert all(source == target for source, target in held_out)
@@ -189,6 +190,13 @@ def test_figures_are_exact_matches_chrf_and_bleu() -> None:
     figures = translation_figures(["the cat sat on the mat", "no"], right)
     assert figures["exact_match"] == 0.5
     assert 0 < figures["bleu"] < 100
+
+
+def test_there_is_no_bleu_where_no_target_has_four_words() -> None:
+    words = ["abc", "de", "it is so"]
+    assert translation_figures(words, words) == pytest.approx({"exact_match": 1.0, "chrf": 100.0})
+    assert translation_figures(words, ["it is not so", *words[1:]])["bleu"] < 1
+    assert translation_figures(["2024-04-03"], ["2024-04-03"])["bleu"] == pytest.approx(100)  # five tokens
 
 
 @pytest.mark.parametrize("name", PRESETS)

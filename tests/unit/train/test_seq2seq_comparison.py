@@ -3,9 +3,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from polyhead.train.compare_attention import main
-from polyhead.train.comparison_report import figures_by_length, source_length
+from polyhead.train.comparison_report import Outcome, deciding_figure, draw, figures_by_length, source_length, table
 from polyhead.train.contestants import contestants, parameters
 from polyhead.train.errors import UsageError
 from polyhead.train.pairs import Pair
@@ -42,6 +44,37 @@ def test_lengths_are_in_ranges_of_equal_width_and_few_pairs_join_shorter_ones() 
     ]
     assert [part.figures["exact_match"] for part in found] == [1.0, 0.6, 0.0, 0.0]
     assert source_length("Je le vois.", "words") == 3
+
+
+def test_a_range_without_a_figure_has_no_point_and_words_are_compared_by_chrf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [Pair("a", "b")] * 20 + [Pair("a " * 4, "b b b b")] * 20
+    answers = [pair.target for pair in pairs]
+    parts = figures_by_length(pairs, answers, "words")
+    assert ["bleu" in part.figures for part in parts] == [False, True]
+    quality = dict.fromkeys(("bleu", "beam_bleu", "chrf", "beam_chrf"), 100.0)
+    outcome = Outcome("model", 1, 2, 3.0, quality, parts)
+    assert "–" in table([outcome], "words", "bleu").splitlines()[-2]
+    assert drawn(monkeypatch, [outcome], tmp_path)[0].get_xdata() == [4.0]
+    assert deciding_figure([outcome], translations=True) == "bleu"
+    of_words = replace(outcome, quality={"chrf": 100.0, "beam_chrf": 100.0})
+    assert deciding_figure([outcome, of_words], translations=True) == "chrf"
+    assert "–" in table([of_words], "words", "bleu").splitlines()[1]
+    assert deciding_figure([outcome], translations=False) == "exact_match"
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, outcomes: list[Outcome], folder: Path) -> list[Line2D]:
+    """The lines of the picture."""
+    found: list[Line2D] = []
+
+    def keep(picture: Figure, path: Path) -> None:
+        found.extend(picture.axes[0].get_lines())
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    draw(outcomes, folder / "comparison.png", "words", "bleu", "data")
+    return found
 
 
 def test_a_comparison_leaves_four_checkpoints_a_table_and_a_picture(
