@@ -182,6 +182,14 @@ async def test_what_the_vocabulary_can_not_write_fails_in_words(
     assert len("".join(seen)) == (0 if is_told_at_once or options else 4)
 
 
+async def test_beams_go_together_with_a_penalty_and_biases(translating: Running) -> None:
+    banned = inference_pb2.SamplingParameters(temperature=0, repetition_penalty=1.5, logit_bias={4: -100, 5: -100})
+    plain = await ask(translating, request(TRANSFORMER, "mardi", **beams(3)))
+    changed = await ask(translating, request(TRANSFORMER, "mardi", sampling=banned, **beams(3)))
+    assert not {4, 5} & set(tokens(changed))
+    assert last(changed).score < last(plain).score
+
+
 async def test_characters_that_the_model_has_not_seen_are_read_as_unknown(translating: Running) -> None:
     answer = await ask(translating, request(ATTENTION, "日本", return_alignment=True))
     assert list(last(answer).alignment.source_tokens) == ["<|unk|>", "<|unk|>", "</s>"]
@@ -202,6 +210,10 @@ async def test_characters_that_the_model_has_not_seen_are_read_as_unknown(transl
         (
             request(ATTENTION, "a", **beams(2), sampling=inference_pb2.SamplingParameters(top_k=3)),
             "sampling.top_k: must not be set together with beam_search",
+        ),
+        (
+            request(ATTENTION, "a", **beams(2), sampling=inference_pb2.SamplingParameters(presence_penalty=1)),
+            "sampling.presence_penalty: must not be set together with beam_search",
         ),
         (
             request(ATTENTION, "a", **beams(2), stopping=inference_pb2.StoppingCriteria(stop=["x"])),

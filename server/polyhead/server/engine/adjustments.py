@@ -33,6 +33,11 @@ class Adjustments:
         if self._seen is not None:
             self._seen.add(token)
 
+    def become(self, other: "Adjustments") -> None:
+        """Go on from another row's of the same request; the tokens in the sequence are those of the other already."""
+        self._seen = None if other._seen is None else set(other._seen)
+        self._counts = dict(other._counts)
+
     def current(self) -> Adjustment | None:
         """For the next token."""
         if self.are_none:

@@ -7,6 +7,7 @@ is always kept, whatever its rank: so without `early_stopping` no answer comes f
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from polyhead.server.engine.sequence import Counts, FinishReason, Piece, TokenLo
 from polyhead.server.runtime.decoder import StepOutput
 from polyhead.server.sampling import adjusted
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 Move = Callable[[int, int, int], None]
 """(source, target, length): copy what a slot holds to another."""
@@ -29,7 +30,7 @@ class Beam:
 
     progress: Progress
     logprob: float = 0.0
-    """Sum over its tokens."""
+    """Sum over its tokens, with what the request adjusts of them."""
     entries: list[TokenLogprob] = field(default_factory=list)
     alignment: list[Floats] = field(default_factory=list)
     is_greedy: bool = False
@@ -45,8 +46,9 @@ class Candidate:
     """Its row in the step's output."""
     token: int
     logit: float
+    """The model's own."""
     logprob: float
-    """Sum over all tokens."""
+    """Sum over all tokens, adjusted."""
     is_greedy: bool
 
 
@@ -72,6 +74,8 @@ class BeamSearch:
         self._options = request.beam_search
         self._rows = list(rows)
         self._end_tokens = request.stopping.end_tokens(end_tokens)
+        self._penalty = request.sampling.repetition_penalty
+        self._gain = max([0.0, *(value for _, value in request.sampling.logit_bias)])
         self._move = move
         self._live = [Beam(rows[0], is_greedy=True)]
         self._complete: list[Hypothesis] = []
@@ -106,19 +110,21 @@ class BeamSearch:
         return candidates
 
     def _candidates(self, beam: Beam, out: StepOutput, place: int) -> list[Candidate]:
-        """The likeliest tokens after a beginning: enough for all beams though each end token be among them."""
+        """The likeliest tokens after a beginning: enough for all beams though each end token be among them. What the request adjusts it
+        adjusts of log-probabilities, which are not made to sum to one again, as transformers' beam search does."""
         adjustment = beam.progress.adjustment()
         most = self._options.width + len(self._end_tokens)
+        normalizer = float(out.logsumexp[place])
+        if not isfinite(normalizer):
+            raise ArithmeticError("the model gave logits that are no numbers")
         if adjustment is None:
             values, ids = out.topk_values[place, :most], out.topk_ids[place, :most]
+            scores: Floats = values.astype(np.float64) - normalizer
         else:
-            scores = adjusted(adjustment, 1.0, out.logits[place])
-            ids = np.argsort(-scores, kind="stable")[:most]
-            values = scores[ids]
-        if not isfinite(out.logsumexp[place]):
-            raise ArithmeticError("the model gave logits that are no numbers")
-        logprobs = beam.logprob + (values.astype(np.float64) - float(out.logsumexp[place]))
-        found = zip(ids.tolist(), values.tolist(), logprobs.tolist(), strict=True)
+            every = adjusted(adjustment, self._penalty, out.logits[place].astype(np.float64) - normalizer)
+            ids = np.argsort(-every, kind="stable")[:most]
+            values, scores = out.logits[place, ids], every[ids]
+        found = zip(ids.tolist(), values.tolist(), (beam.logprob + scores).tolist(), strict=True)
         return [
             Candidate(beam, place, token, logit, logprob, beam.is_greedy and rank == 0)
             for rank, (token, logit, logprob) in enumerate(found)
@@ -162,10 +168,16 @@ class BeamSearch:
             return len(self._complete) >= options.width
         if len(self._complete) < told:
             return False
-        # A sum of log-probabilities only falls; it is divided by a power of a length between the next and the longest.
-        at = self._request.stopping.max_tokens if options.length_penalty > 0 else length + 1
-        attainable = max(c.logprob for c in survivors) / float(at) ** options.length_penalty
-        return bool(attainable <= self._complete[told - 1].score)
+        return self._attainable(max(c.logprob for c in survivors), length) <= self._complete[told - 1].score
+
+    def _attainable(self, logprob: float, length: int) -> float:
+        """The best score of an answer that begins with so many tokens. The sum grows by no more than the largest bias a token, and is
+        divided by a power of a length between the next and the longest."""
+        longest, penalty = self._request.stopping.max_tokens, self._options.length_penalty
+        if self._gain:
+            lengths = np.arange(length + 1, longest + 1, dtype=np.float64)
+            return float(((logprob + self._gain * (lengths - length)) / lengths**penalty).max())
+        return float(logprob / float(longest if penalty > 0 else length + 1) ** penalty)
 
     def _place(self, survivors: list[Candidate], out: StepOutput) -> list[Beam]:
         """Give each survivor a row: its beginning's own to the first of each, to others one whose beginning died, with a copy of

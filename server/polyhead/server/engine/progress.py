@@ -73,6 +73,7 @@ class Progress:
     def become(self, other: "Progress") -> None:
         """Go on from where another row of the same request is."""
         self.sequence.tokens[:] = other.sequence.tokens
+        self._adjustments.become(other._adjustments)
         self._matcher = other._matcher and other._matcher.copy()
         self._mask = None
 

@@ -26,7 +26,7 @@ MAX_BEAMS = 32
 
 def sampling(given: inference_pb2.SamplingParameters, model: LiveModel, *, searches: bool = False) -> Sampling:
     """What is unset comes from the bundle, else from `Sampling`. A seed is drawn if there is none. Beam search takes what the
-    request itself bans, and nothing of the bundle's."""
+    request itself says, and nothing of the bundle's."""
     plain = plain_values(given, bundle_pb2.SamplingDefaults() if searches else model.manifest.sampling_defaults)
     if searches:
         plain["temperature"] = 0.0
@@ -141,7 +141,7 @@ def beam_search(request: inference_pb2.GenerateRequest, slots: int) -> BeamOptio
 def check_no_choice(request: inference_pb2.GenerateRequest) -> None:
     """Raises InvalidInput for what chooses token by token, which a search does not."""
     set_values = {f"sampling.{field.name}": value for field, value in request.sampling.ListFields()}
-    allowed = {"sampling.seed", "sampling.bad_words"} | (
+    allowed = {f"sampling.{name}" for name in ("seed", "bad_words", "logit_bias", "repetition_penalty")} | (
         {"sampling.temperature"} if request.sampling.temperature == 0 else set()
     )
     refused = [name for name in set_values if name not in allowed]

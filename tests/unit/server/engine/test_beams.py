@@ -118,6 +118,68 @@ async def test_beams_as_many_as_there_are_answers_find_the_best_of_all_in_order(
     ]
 
 
+def adjusted_sum(sampling: Sampling, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
+    """Of an answer's log-probabilities, which repetition penalty and biases change one by one."""
+    biases, total = dict(sampling.logit_bias), 0.0
+    with torch.inference_mode():
+        logprobs = tiny_gpt(VOCABULARY)(torch.tensor([[*prompt, *answer]]))[0].log_softmax(-1)
+    for i, token in enumerate(answer):
+        logprob = float(logprobs[len(prompt) - 1 + i, token])
+        logprob *= sampling.repetition_penalty if token in (*prompt, *answer[:i]) else 1.0
+        total += logprob + biases.get(token, 0.0)
+    return total
+
+
+def adjusted_sums(sampling: Sampling, length: int) -> dict[tuple[int, ...], float]:
+    return {answer: adjusted_sum(sampling, PROMPT, answer) for _, answer in every_answer(length, 0.0)}
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(seed=0, temperature=0.0, repetition_penalty=1.7),
+        Sampling(seed=0, temperature=0.0, repetition_penalty=0.5),
+        Sampling(seed=0, temperature=0.0, logit_bias=((1, 3.5), (2, -2.0))),
+        Sampling(seed=0, temperature=0.0, repetition_penalty=1.7, logit_bias=((1, 3.5), (END, 0.5))),
+    ],
+)
+async def test_penalty_and_biases_change_the_log_probabilities_that_are_compared_and_told(
+    engine: Generator, sampling: Sampling, length_penalty: float
+) -> None:
+    expected = adjusted_sums(sampling, 3)
+    ranked = sorted(
+        ((score / len(answer) ** length_penalty, answer) for answer, score in expected.items()), reverse=True
+    )
+    wanted = replace(search(WIDTH, 3, samples=5, length_penalty=length_penalty), sampling=sampling)
+    found = await samples(engine, wanted)
+    assert [answer.token_ids for answer in found] == [answer for _, answer in ranked[:5]]
+    assert [answer.score for answer in found] == pytest.approx([score for score, _ in ranked[:5]], abs=1e-4)
+    plain = {answer: score for score, answer in every_answer(3, 0.0)}
+    for answer in found:  # what is reported of a token is the model's own
+        assert sum(entry.logprob for entry in answer.logprobs) == pytest.approx(plain[answer.token_ids], abs=1e-4)
+
+
+async def test_a_beam_knows_what_its_own_beginning_said_and_no_other_s(engine: Generator) -> None:
+    """Far fewer beams than beginnings, so that rows take over others' beginnings all the time."""
+    sampling = Sampling(seed=0, temperature=0.0, repetition_penalty=3.0)
+    for prompt in ((0,), (1,), (2, 2), (3, 3, 3)):
+        wanted = search(4, 8, samples=4, prompt=prompt, length_penalty=0.0)
+        for answer in await samples(engine, replace(wanted, sampling=sampling)):
+            assert answer.score == pytest.approx(adjusted_sum(sampling, prompt, answer.token_ids), abs=1e-4)
+
+
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0])
+async def test_a_search_goes_on_while_biases_may_bring_a_beginning_before_what_is_complete(
+    engine: Generator, length_penalty: float
+) -> None:
+    sampling = Sampling(seed=0, temperature=0.0, logit_bias=((0, 4.0), (1, 4.0), (2, 4.0), (3, 4.0), (END, 6.0)))
+    expected = adjusted_sums(sampling, 3)
+    best = max(score / len(answer) ** length_penalty for answer, score in expected.items())
+    (found,) = await samples(engine, replace(search(WIDTH, 3, length_penalty=length_penalty), sampling=sampling))
+    assert found.score == pytest.approx(best, abs=1e-4)
+
+
 async def test_a_stop_token_completes_an_answer_as_an_end_token_does_and_has_no_text(engine: Generator) -> None:
     ends = await samples(engine, search(3, 6, samples=3))
     stops = replace(search(3, 6, samples=3), stopping=Stopping(6, ignore_eos=True, stop_token_ids=(END,)))
