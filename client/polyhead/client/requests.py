@@ -80,9 +80,9 @@ class GenerateOptions(TypedDict, total=False):
     priority: int | None
     """-100 to 100: requests of higher priority leave the server's queue first."""
     beam_width: int | None
-    """1 to 32: search for the likeliest answers with so many beams instead of choosing token by token. The best answer comes
-    first; `samples` says how many to send, of which there may be fewer. Not together with what samples, `stop` or
-    `prompt_lookup`."""
+    """1 to 32, and at most the model's slots: search for the likeliest answers with so many beams instead of choosing token by
+    token. The best answer comes first; `samples` says how many to send, of which there may be fewer. Not together with what
+    samples, `stop` or `prompt_lookup`."""
     length_penalty: float | None
     """-10 to 10: an answer's score is the sum of its log-probabilities over its length to this power. Only with beam_width."""
     early_stopping: bool | None

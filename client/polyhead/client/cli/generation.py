@@ -42,7 +42,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> Any:
 def add_beams(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("beam search", "In place of sampling: search for the likeliest answers.")
     group.add_argument(
-        "--beams", dest="beam_width", type=at_least_one, metavar="N", help="keep the N likeliest beginnings, up to 32"
+        "--beams",
+        dest="beam_width",
+        type=at_least_one,
+        metavar="N",
+        help="keep the N likeliest beginnings, up to 32 and no more than the model has slots (16 unless serve --slots says)",
     )
     group.add_argument(
         "--length-penalty",

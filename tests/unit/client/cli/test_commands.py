@@ -639,3 +639,9 @@ def test_a_terminal_that_knows_neither_blocks_nor_accents_still_gets_its_answers
     assert main(["classify", "abcde", "--top-k", "1"]) == 0
     assert main(["generate", "é"]) == 0
     assert written.getvalue() == b"short  0.7500\n\\xe9\n"
+
+
+def test_help_says_that_beams_are_no_more_than_slots(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert "up to 32 and no more than the model has slots" in " ".join(capsys.readouterr().out.split())
