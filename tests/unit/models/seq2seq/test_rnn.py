@@ -95,7 +95,7 @@ def test_forget_gates_begin_open_and_all_other_biases_at_zero(bidirectional: boo
             enter, forget, new, leave = both.chunk(4)
             assert torch.equal(forget, torch.ones(lstm.hidden_size))
             assert not torch.cat((enter, new, leave)).any()
-    biases = [weight for name, weight in build(cell="gru").named_parameters() if ".bias_" in name]
+    biases: list[torch.Tensor] = [weight for name, weight in build(cell="gru").named_parameters() if ".bias_" in name]
     assert len(biases) == 6
     assert not torch.cat(biases).any()
 
