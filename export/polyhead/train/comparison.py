@@ -29,7 +29,7 @@ from polyhead.train.options import add_threads_argument, override
 from polyhead.train.pair_options import add_pair_arguments, read_corpus
 from polyhead.train.pairs import PairCorpus
 from polyhead.train.seq2seq import finish, make_recipe
-from polyhead.train.seq2seq_settings import Seq2SeqSettings, preset
+from polyhead.train.seq2seq_settings import Seq2SeqSettings, add_bleu_argument, preset
 from polyhead.train.vocabularies import make_vocabularies
 
 DEFAULT_TASK = "reverse"
@@ -48,6 +48,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--deep-layers", type=int, default=3, metavar="N", help="of the deep one (3)")
     group.add_argument("--score", choices=get_args(AttentionScore)[1:], help="of attention")
     group.add_argument("--vocabulary", type=int, metavar="SIZE", help="of BPE tokens (0: characters)")
+    add_bleu_argument(group)
     group.add_argument("--batch-size", type=int)
     group.add_argument("--seed", type=int)
 
@@ -73,7 +74,12 @@ def run(args: Namespace) -> int:
 
 def _contestants(args: Namespace, base: str, corpus: PairCorpus) -> list[Contestant]:
     def change(settings: Seq2SeqSettings) -> Seq2SeqSettings:
-        names = ["vocabulary", "batch_size", *(() if settings.arch == "transformer" else ("width", "score"))]
+        names = [
+            "vocabulary",
+            "batch_size",
+            "bleu_tokenize",
+            *(() if settings.arch == "transformer" else ("width", "score")),
+        ]
         settings = override(settings, Namespace(**{name: getattr(args, name) for name in names}))
         budget = Namespace(steps=MANY_STEPS, max_seconds=args.minutes * 60, clock="processor", seed=args.seed)
         return replace(settings, loop=override(settings.loop, budget))
@@ -99,7 +105,7 @@ def _try(contestant: Contestant, corpus: PairCorpus, args: Namespace, unit: Unit
         result.steps,
         result.seconds,
         json.loads((out / "config.json").read_text("utf-8"))["quality"],
-        figures_by_length(corpus.test, recipe.test_answers(), unit),
+        figures_by_length(corpus.test, recipe.test_answers(), unit, recipe.settings.bleu_tokenize),
     )
     measured.write_text(json.dumps(asdict(outcome), indent=2, ensure_ascii=False) + "\n", "utf-8")
     return outcome

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from polyhead.train.pairs import Pair
-from polyhead.train.translation_metrics import translation_figures
+from polyhead.train.translation_metrics import DEFAULT_TOKENIZER, translation_figures
 
 Unit = Literal["characters", "words"]
 BINS = 8
@@ -52,13 +52,15 @@ def source_length(text: str, unit: Unit) -> int:
     return len(text.split()) if unit == "words" else len(text)
 
 
-def figures_by_length(pairs: Sequence[Pair], answers: Sequence[str], unit: Unit) -> list[LengthFigures]:
+def figures_by_length(
+    pairs: Sequence[Pair], answers: Sequence[str], unit: Unit, tokenizer: str = DEFAULT_TOKENIZER
+) -> list[LengthFigures]:
     """Figures for each of about BINS ranges of equal width, shortest first."""
     lengths = [source_length(pair.source, unit) for pair in pairs]
     found = []
     for low, high in _ranges(lengths):
         chosen = [i for i, length in enumerate(lengths) if low <= length <= high]
-        figures = translation_figures([answers[i] for i in chosen], [pairs[i].target for i in chosen])
+        figures = translation_figures([answers[i] for i in chosen], [pairs[i].target for i in chosen], tokenizer)
         found.append(LengthFigures(low, high, len(chosen), figures))
     return found
 

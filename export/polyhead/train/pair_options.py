@@ -1,6 +1,7 @@
 """Options that say which pairs to learn from: files, or a task that is made up."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 
 from polyhead.train.data import FORMATS, DataOptions
 from polyhead.train.errors import UsageError
@@ -23,10 +24,10 @@ def add_pair_arguments(parser: ArgumentParser, task: str = "dates") -> None:
         metavar="PATH",
         help="one file (folder, glob) with two columns, or two files; plain, .gz or .zip",
     )
-    data.add_argument("--format", choices=FORMATS, default="auto", help="of one file (auto: by its name, else tsv)")
+    data.add_argument("--format", choices=FORMATS, help="of one file (auto: by its name, else tsv)")
     data.add_argument("--source-column", metavar="NAME", help="or number, where there is no header (1)")
     data.add_argument("--target-column", metavar="NAME", help="or number (2)")
-    data.add_argument("--encoding", default="utf-8", metavar="NAME", help="of the data (utf-8)")
+    data.add_argument("--encoding", metavar="NAME", help="of the data (utf-8)")
     data.add_argument("--max-words", type=int, metavar="N", help="leave out pairs with more on either side")
     data.add_argument("--training-pairs", type=int, metavar="N", help="learn from so many at most")
     data.add_argument("--test-pairs", type=int, metavar="N", help="test on so many at most")
@@ -36,15 +37,26 @@ def read_corpus(args: Namespace, task: str = "dates") -> PairCorpus:
     """--data, or the task. Raises UsageError for options of the one beside the other."""
     options = override(PairOptions(), args)
     if not args.data:
-        for name in ("source_column", "target_column", "max_words"):
-            if getattr(args, name) is not None:
-                raise UsageError(f"--{name.replace('_', '-')} is for --data, and there is none")
+        _refuse(
+            args,
+            ("format", "source_column", "target_column", "encoding", "max_words"),
+            "is for --data, and there is none",
+        )
         return made_corpus(task_of(args, task), options)
-    for name in ("task", "longest", "pairs", "locales"):
-        if getattr(args, name) is not None:
-            raise UsageError(f"--{name} is for a task that is made up; leave it or --data out")
-    data = DataOptions(format=args.format, encoding=args.encoding)
+    _refuse(args, ("task", "longest", "pairs", "locales"), "is for a task that is made up; leave it or --data out")
+    if len(args.data) == 2:
+        _refuse(
+            args, ("format", "source_column", "target_column"), "is for --data of one file; two are read line by line"
+        )
+    data = override(DataOptions(), args)
     return split_pairs(" and ".join(args.data), read_pairs(args.data, data, options), options)
+
+
+def _refuse(args: Namespace, names: Sequence[str], why: str) -> None:
+    """Raise UsageError for the first option of these that was given."""
+    for name in names:
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} {why}")
 
 
 def made_corpus(task: Task, options: PairOptions) -> PairCorpus:

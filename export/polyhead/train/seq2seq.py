@@ -34,11 +34,16 @@ from polyhead.train.seq2seq_settings import (
     preset,
 )
 from polyhead.train.translate import answer_greedily, answer_with_beams
-from polyhead.train.translation_metrics import translation_figures
+from polyhead.train.translation_metrics import signatures, translation_figures
 from polyhead.train.vocabularies import BEGIN, END, PAD, Row, Vocabularies, make_vocabularies
 
 IGNORED = -100
 """The target where there is none: at padding."""
+RECORDED = (
+    *("arch", "batch_size", "label_smoothing", "own_share", "vocabulary", "shared_vocabulary", "lowercase"),
+    *("beam_width", "length_penalty"),
+)
+"""Settings in the checkpoint's `training` that its model doesn't tell."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -114,7 +119,10 @@ class Seq2SeqRecipe:
         """Of greedy answers to the validation part."""
         count, validation = self.settings.evaluation_pairs, self.corpus.validation
         pairs = validation[:: -(-len(validation) // count)]  # spread evenly: files are often sorted by length
-        return translation_figures(self.answers([pair.source for pair in pairs], device), [p.target for p in pairs])
+        return self.figures(self.answers([pair.source for pair in pairs], device), pairs)
+
+    def figures(self, answers: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
+        return translation_figures(answers, [pair.target for pair in pairs], self.settings.bleu_tokenize)
 
     def answers(self, sources: Sequence[str], device: torch.device, beams: bool = False) -> list[str]:
         """Greedy answers, or the best of a beam search."""
@@ -140,10 +148,8 @@ class Seq2SeqRecipe:
             training={
                 "recipe": "seq2seq",
                 "data": self.corpus.name,
-                "arch": self.settings.arch,
-                "batch_size": self.settings.batch_size,
-                "label_smoothing": self.settings.label_smoothing,
-                "own_share": self.settings.own_share,
+                **{name: getattr(self.settings, name) for name in RECORDED},
+                **{f"{name}_signature": text for name, text in signatures(self.settings.bleu_tokenize).items()},
                 **asdict(self.settings.loop),
             },
         )
@@ -196,14 +202,18 @@ def finish(recipe: Seq2SeqRecipe, result: Result, out: Path) -> str:
             f"  {how}: exact match {figures[f'{prefix}exact_match']:.4f}, chrF {figures[f'{prefix}chrf']:.2f}"
             + (f", BLEU {bleu:.2f}" if bleu is not None else "; BLEU counts four words, and no target has them")
         )
+    signed = signatures(recipe.settings.bleu_tokenize)
+    lines.append(
+        f"  length penalty {recipe.settings.length_penalty:g}; chrF {signed['chrf']}"
+        + (f"; BLEU {signed['bleu']}" if "bleu" in figures else "")
+    )
     return "\n".join([*lines, *_examples(recipe.corpus.test, recipe)])
 
 
 def measure(recipe: Seq2SeqRecipe) -> dict[str, float]:
     """Figures of the test part: greedy, and of beam search, `beam_…`."""
-    references = [pair.target for pair in recipe.corpus.test]
-    greedy = translation_figures(recipe.test_answers(), references)
-    beams = translation_figures(recipe.test_answers(beams=True), references)
+    greedy = recipe.figures(recipe.test_answers(), recipe.corpus.test)
+    beams = recipe.figures(recipe.test_answers(beams=True), recipe.corpus.test)
     return {**greedy, **{f"beam_{name}": value for name, value in beams.items()}}
 
 

@@ -1,6 +1,6 @@
 """Settings of the recipe `seq2seq`: architectures, sizes, presets, and the options that change them."""
 
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace, _ArgumentGroup
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -9,12 +9,15 @@ from polyhead.models.seq2seq.rnn_config import AttentionScore, Cell
 from polyhead.models.seq2seq.transformer_config import Norm, Positions
 from polyhead.train.errors import UsageError
 from polyhead.train.settings import LoopSettings
+from polyhead.train.translation_metrics import DEFAULT_TOKENIZER, TOKENIZERS
 
 Architecture = Literal["rnn", "rnn-attention", "transformer"]
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 Model = RNNSeq2Seq | TransformerSeq2Seq
 
 RECURRENT_OPTIONS = ("cell", "score", "embedding_size", "bidirectional", "input_feeding", "residual")
+LENGTH_PENALTIES = (-10, 10)
+"""As the server's requests allow."""
 TRANSFORMER_OPTIONS = ("heads", "hidden", "norm", "positions")
 
 
@@ -55,6 +58,7 @@ class Seq2SeqSettings:
     ends it: the share grows evenly from 0 (Bengio et al. 2015, scheduled sampling, section 2.4)."""
     beam_width: int = 4
     length_penalty: float = 1.0
+    bleu_tokenize: str = DEFAULT_TOKENIZER
     evaluation_pairs: int = 400
     """On at most so many pairs the best checkpoint is chosen."""
 
@@ -67,6 +71,11 @@ class Seq2SeqSettings:
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.bleu_tokenize not in TOKENIZERS:
+            raise ValueError(f"bleu_tokenize must be one of {', '.join(TOKENIZERS)}, not {self.bleu_tokenize!r}")
+        low, high = LENGTH_PENALTIES
+        if not low <= self.length_penalty <= high:
+            raise ValueError(f"length_penalty must be from {low} to {high}, not {self.length_penalty}")
         if not 0 <= self.own_share <= 1:
             raise ValueError(f"own_share must be from 0 to 1, not {self.own_share}")
         if self.arch == "rnn-attention" and self.score == "none":
@@ -145,6 +154,8 @@ def check_model_arguments(args: Namespace, settings: Seq2SeqSettings) -> None:
         raise UsageError(f"--score {args.score} is of attention, and arch rnn has none")
     if args.residual and settings.layers == 1:
         raise UsageError("--residual is for models with several --layers, not 1")
+    if args.length_penalty is not None and settings.beam_width == 1:
+        raise UsageError("--length-penalty ranks the answers of several beams, and --beam-width is 1")
     if args.lowercase and settings.shared_vocabulary:
         raise UsageError("--lowercase is for sources with their own vocabulary; add --no-shared-vocabulary")
 
@@ -179,6 +190,13 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     transformer.add_argument("--positions", choices=get_args(Positions))
 
 
+def add_bleu_argument(group: _ArgumentGroup) -> None:
+    help = (
+        f"how sacrebleu finds the words that BLEU counts ({DEFAULT_TOKENIZER}; zh or char where spaces don't part them)"
+    )
+    group.add_argument("--bleu-tokenize", choices=TOKENIZERS, help=help)
+
+
 def add_training_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("learning and measuring")
     group.add_argument("--label-smoothing", type=float)
@@ -187,4 +205,5 @@ def add_training_arguments(parser: ArgumentParser) -> None:
     )
     group.add_argument("--beam-width", type=int, help="of the last measurement")
     group.add_argument("--length-penalty", type=float, help="of the last measurement")
+    add_bleu_argument(group)
     group.add_argument("--evaluation-pairs", type=int, metavar="N", help="choose the best checkpoint on so many")

@@ -8,10 +8,11 @@ from tokenizers import Tokenizer
 
 from polyhead.models.checkpoint import load_checkpoint
 from polyhead.models.seq2seq import RNNSeq2Seq, TransformerSeq2Seq
+from polyhead.server import ranges
 from polyhead.train.__main__ import main
 from polyhead.train.pairs import Pair, PairOptions, split_pairs
 from polyhead.train.seq2seq import IGNORED, Seq2SeqRecipe, make_recipe
-from polyhead.train.seq2seq_settings import ARCHITECTURES, PRESETS, Seq2SeqSettings, preset
+from polyhead.train.seq2seq_settings import ARCHITECTURES, LENGTH_PENALTIES, PRESETS, Seq2SeqSettings, preset
 from polyhead.train.tasks import Task, make_pairs
 from polyhead.train.translate import answer_greedily, answer_with_beams
 from polyhead.train.translation_metrics import translation_figures
@@ -48,6 +49,7 @@ def test_every_architecture_becomes_a_checkpoint_that_loads(
     printed = capsys.readouterr().out
     assert "4 beams" not in printed
     assert "2 beams: exact match" in printed
+    assert printed.count("chrF nrefs:1|") == 1
 
 
 class Killed(Exception):
@@ -192,6 +194,25 @@ def test_figures_are_exact_matches_chrf_and_bleu() -> None:
     assert 0 < figures["bleu"] < 100
 
 
+def test_figures_say_how_they_were_measured() -> None:
+    recipe = tiny_recipe(bleu_tokenize="char", beam_width=3, length_penalty=0.5)
+    training = recipe.checkpoint_config({}).training
+    assert "|tok:char|" in training["bleu_signature"]
+    assert training["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|")
+    recorded = [
+        training[name] for name in ("beam_width", "length_penalty", "vocabulary", "shared_vocabulary", "lowercase")
+    ]
+    assert recorded == [3, 0.5, 0, False, True]
+    assert translation_figures(["我看见他了"], ["我看见她了"]).keys() == {"exact_match", "chrf"}
+    assert 0 < translation_figures(["我看见他了"], ["我看见她了"], "zh")["bleu"] < 100
+    with pytest.raises(ValueError, match="bleu_tokenize must be one of 13a, intl, zh, char, none"):
+        tiny_recipe(bleu_tokenize="flores200")
+
+
+def test_the_length_penalty_has_the_range_that_the_server_s_has() -> None:
+    assert (ranges.LENGTH_PENALTY.low, ranges.LENGTH_PENALTY.high) == LENGTH_PENALTIES
+
+
 def test_there_is_no_bleu_where_no_target_has_four_words() -> None:
     words = ["abc", "de", "it is so"]
     assert translation_figures(words, words) == pytest.approx({"exact_match": 1.0, "chrf": 100.0})
@@ -226,7 +247,16 @@ def test_presets_build_models(name: str, arch: str) -> None:
         (["--beam-width=0"], "beam_width must be at least 1, not 0"),
         (["--task=copy", "--locales=en"], "--locales is for --task dates, not copy"),
         (["--longest=3"], "--longest is for tasks that grow"),
+        (["--beam-width=1", "--length-penalty=2"], "--length-penalty ranks the answers of several beams, and"),
+        (["--length-penalty=99"], "length_penalty must be from -10 to 10, not 99.0"),
+        (["--length-penalty=nan"], "length_penalty must be from -10 to 10, not nan"),
+        (["--bleu-tokenize=words"], "invalid choice: 'words' (choose from "),
         (["--max-words=3"], "--max-words is for --data, and there is none"),
+        (["--format=csv"], "--format is for --data, and there is none"),
+        (["--encoding=nope"], "--encoding is for --data, and there is none"),
+        (["--data", "x", "y", "--format=jsonl"], "--format is for --data of one file; two are read line by line"),
+        (["--data", "x", "y", "--source-column=7"], "--source-column is for --data of one file"),
+        (["--data", "x", "y", "--target-column=nope"], "--target-column is for --data of one file"),
         (["--data=x", "--task=copy"], "--task is for a task that is made up; leave it or --data out"),
         (["--locales=xx"], "no CLDR data for locale 'xx'"),
     ],
