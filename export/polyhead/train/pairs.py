@@ -1,7 +1,7 @@
 """Pairs of a source and its translation: from columns of a file, or from two files line by line."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from polyhead.train.data import DataOptions, Source, digest, is_held_out, parse_columns, read_sources, resolve_format
 from polyhead.train.errors import DataError, UsageError
@@ -75,14 +75,10 @@ def split_pairs(name: str, pairs: Iterable[Pair], options: PairOptions) -> PairC
     tested = {pair.target for pair in test}
     training = [pair for pair in pairs if not is_held_out(pair.target, TEST_SHARE + VALIDATION_SHARE)]
     learned = {pair.source for pair in training}
-    corpus = PairCorpus(
-        name,
-        _some(training, options.training_pairs),
-        [pair for pair in held_out if pair.target not in tested and pair.source not in learned],
-        _some([pair for pair in test if pair.source not in learned], options.test_pairs),
-    )
-    chosen_by = {pair.source for pair in corpus.validation}
-    corpus = replace(corpus, test=[pair for pair in corpus.test if pair.source not in chosen_by])
+    validation = [pair for pair in held_out if pair.target not in tested and pair.source not in learned]
+    seen = learned | {pair.source for pair in validation}
+    unseen = [pair for pair in test if pair.source not in seen]
+    corpus = PairCorpus(name, _some(training, options.training_pairs), validation, _some(unseen, options.test_pairs))
     check(corpus)
     return corpus
 

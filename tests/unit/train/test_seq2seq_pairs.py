@@ -81,6 +81,13 @@ def test_the_parts_can_be_limited_and_are_the_same_in_any_order() -> None:
     assert set(corpus.test) == set(again.test)
 
 
+def test_as_many_test_pairs_come_as_are_asked_for_where_some_sources_are_in_other_parts_too() -> None:
+    parts = split_pairs("many", MANY, PairOptions())
+    again = [Pair(pair.source, parts.validation[0].target) for pair in parts.test[::2]]
+    assert len(split_pairs("pairs", [*MANY, *again], PairOptions()).test) == len(parts.test) // 2 > 40
+    assert len(split_pairs("pairs", [*MANY, *again], PairOptions(test_pairs=40)).test) == 40
+
+
 def test_too_few_pairs_are_refused() -> None:
     with pytest.raises(DataError, match=r"the validation part has \d+ pairs and needs 20; give more pairs"):
         split_pairs("few", MANY[:100], PairOptions())
