@@ -158,10 +158,23 @@ class Seq2SeqRecipe:
         size = sum(parameter.numel() for parameter in self.model.parameters())
         config = self.model.config
         return (
-            f"{self.corpus.name}: {len(self.rows):,} pairs to learn from, {len(self.corpus.validation):,} to choose by, "
-            f"{len(self.corpus.test):,} to test; {size:,} parameters, vocabularies {config.source_vocabulary_size:,} and "
-            f"{config.target_vocabulary_size:,}"
+            f"{self.corpus.name}: {len(self.rows):,} pairs to learn from{self._left_out()}, {len(self.corpus.validation):,} "
+            f"to choose by, {len(self.corpus.test):,} to test{self._cut()}; {size:,} parameters, vocabularies "
+            f"{config.source_vocabulary_size:,} and {config.target_vocabulary_size:,}"
         )
+
+    def _left_out(self) -> str:
+        """How many training pairs don't fit; nothing where all do."""
+        count, longest = len(self.corpus.training) - len(self.rows), self.settings
+        limits = f"{longest.max_source_tokens} source or {longest.max_target_tokens} target tokens"
+        return f" ({count:,} more are longer than {limits})" if count else ""
+
+    def _cut(self) -> str:
+        """How many sources are measured without their ends; nothing where all fit."""
+        measured, limit = [*self.corpus.validation, *self.corpus.test], self.settings.max_source_tokens
+        rows = self.vocabularies.encode_sources([pair.source for pair in measured])
+        count = sum(len(row) > limit for row in rows)
+        return f" ({count:,} sources of both are cut to {limit} tokens)" if count else ""
 
 
 def make_recipe(settings: Seq2SeqSettings, corpus: PairCorpus) -> Seq2SeqRecipe:

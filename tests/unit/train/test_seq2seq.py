@@ -268,6 +268,17 @@ def test_options_that_contradict_each_other_are_wrong_usage(
     assert message in capsys.readouterr().err
 
 
+def test_the_summary_counts_pairs_left_out_and_sources_cut() -> None:
+    whole, short = tiny_recipe(), tiny_recipe(max_source_tokens=6)  # five letters and the end
+    assert "more are longer" not in whole.summary()
+    assert "cut to" not in whole.summary()
+    lost = sum(len(pair.source) > 5 for pair in short.corpus.training)
+    cut = sum(len(pair.source) > 5 for pair in (*short.corpus.validation, *short.corpus.test))
+    assert f"({lost} more are longer than 6 source or 256 target tokens), " in short.summary()
+    assert f" to test ({cut} sources of both are cut to 6 tokens); " in short.summary()
+    assert lost > 100 < 20 * cut
+
+
 def test_pairs_that_do_not_fit_are_left_out_and_none_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
