@@ -16,13 +16,14 @@ from polyhead.models.seq2seq.rnn_config import AttentionScore
 from polyhead.train.comparison_report import (
     Outcome,
     Unit,
+    caption,
     deciding_figure,
     draw,
     figures_by_length,
     read_outcome,
     table,
 )
-from polyhead.train.contestants import Contestant, contestants
+from polyhead.train.contestants import KEYS, Contestant, contestants
 from polyhead.train.errors import UsageError
 from polyhead.train.loop import Resume, train
 from polyhead.train.options import add_threads_argument, override
@@ -41,6 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_pair_arguments(parser, DEFAULT_TASK)
     group = parser.add_argument_group("comparison")
     group.add_argument("--minutes", type=float, default=5.0, metavar="M", help="of processor time, for each model (5)")
+    group.add_argument("--models", nargs="+", choices=KEYS, default=KEYS, help="only these, as large as all would be")
     add_threads_argument(group)
     group.add_argument("--out", type=Path, default=Path("runs/compare-attention"), metavar="DIR")
     group.add_argument("--restart", action="store_true", help="replace the trainings in --out")
@@ -62,11 +64,13 @@ def run(args: Namespace) -> int:
     unit: Unit = "words" if args.data else "characters"
     outcomes = []
     for contestant in _contestants(args, base, corpus):
+        if contestant.key not in args.models:
+            continue
         print(f"--- {contestant.name}: {contestant.parameters:,} parameters", flush=True)
         outcomes.append(_try(contestant, corpus, args, unit))
     figure = deciding_figure(outcomes, bool(args.data))
-    title = " and ".join(Path(path).name for path in args.data or [corpus.name])
-    write(args.out, title, outcomes, unit, figure)
+    data = " and ".join(_stem(path) for path in args.data) if args.data else corpus.name
+    write(args.out, data, outcomes, unit, figure, args.minutes)
     print(table(outcomes, unit, figure))
     print(f"comparison: {args.out / 'comparison.png'}, {args.out / 'comparison.json'}")
     return 0
@@ -111,8 +115,14 @@ def _try(contestant: Contestant, corpus: PairCorpus, args: Namespace, unit: Unit
     return outcome
 
 
-def write(out: Path, data: str, outcomes: Sequence[Outcome], unit: Unit, figure: str) -> None:
+def _stem(path: str) -> str:
+    """A file's name without what says how it is written."""
+    return Path(path).name.split(".")[0] or path
+
+
+def write(out: Path, data: str, outcomes: Sequence[Outcome], unit: Unit, figure: str, minutes: float) -> None:
     """comparison.json and comparison.png."""
-    document: dict[str, Any] = {"data": data, "unit": unit, "models": [asdict(outcome) for outcome in outcomes]}
+    models = [asdict(outcome) for outcome in outcomes]
+    document: dict[str, Any] = {"data": data, "unit": unit, "minutes": minutes, "models": models}
     (out / "comparison.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    draw(outcomes, out / "comparison.png", unit, figure, data)
+    draw(outcomes, out / "comparison.png", unit, figure, caption(data, unit, figure, minutes))

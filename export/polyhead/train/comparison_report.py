@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from polyhead.train.pairs import Pair
 from polyhead.train.translation_metrics import DEFAULT_TOKENIZER, translation_figures
@@ -13,6 +13,12 @@ Unit = Literal["characters", "words"]
 BINS = 8
 LEAST_PAIRS = 20
 """Lengths with fewer test pairs are shown together with the next shorter ones."""
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "tab:red", "marker": "o", "markersize": 6, "linestyle": "-", "linewidth": 1.5},
+    {"color": "tab:blue", "marker": "s", "markersize": 11, "linestyle": "-", "linewidth": 4, "alpha": 0.6},
+    {"color": "tab:green", "marker": "D", "markersize": 7, "linestyle": "--", "linewidth": 2.2},
+    {"color": "tab:purple", "marker": "x", "markersize": 5, "linestyle": ":", "linewidth": 1.5},
+)
 TITLES = {"exact_match": "exact match", "bleu": "BLEU", "chrf": "chrF"}
 
 
@@ -115,22 +121,28 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def draw(outcomes: Sequence[Outcome], path: Path, unit: Unit, figure: str, data: str) -> None:
-    """A line for each model over the length of the source, as in Bahdanau et al. 2014, figure 2."""
+def caption(data: str, unit: Unit, figure: str, minutes: float) -> str:
+    """What a picture shows, of which data and after how much training."""
+    title, spent = TITLES[figure], f"{minutes:g} {'minute' if minutes == 1 else 'minutes'} each"
+    return f"{title[0].upper()}{title[1:]} by {unit} of the source: {data}, {spent}"
+
+
+def draw(outcomes: Sequence[Outcome], path: Path, unit: Unit, figure: str, title: str) -> None:
+    """A line for each model over the length of the source, as in Bahdanau et al. 2014, figure 2. Lines differ in colour, dashes
+    and markers, all of which are seen where they lie on each other."""
     from matplotlib.figure import Figure  # takes half a second to import; needed once, at the end
 
     picture = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     axes = picture.subplots()
-    styles = zip(outcomes, ("tab:red", "tab:blue", "tab:green", "tab:purple"), "osD^", strict=False)
-    for outcome, colour, marker in styles:
+    for outcome, style in zip(outcomes, STYLES, strict=False):
         shown = [part for part in outcome.by_length if figure in part.figures]
         middles = [(part.shortest + part.longest) / 2 for part in shown]
         values = [part.figures[figure] for part in shown]
-        axes.plot(middles, values, color=colour, marker=marker, markersize=4, label=outcome.name)
+        axes.plot(middles, values, **style, markerfacecolor="none", label=outcome.name)
     axes.set_xlabel(f"length of the source, {unit}")
     axes.set_ylabel(TITLES[figure])
     axes.set_ylim(bottom=0)
-    axes.set_title(data, fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     partial = path.with_name(f"{path.stem}.tmp{path.suffix}")

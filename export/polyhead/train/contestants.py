@@ -12,6 +12,7 @@ from polyhead.train.seq2seq_settings import Seq2SeqSettings, preset
 STEP = 8
 WIDTHS = range(16, 1024, STEP)
 """Of recurrent models, whose encoder has half a width in each direction."""
+KEYS = ("rnn", "rnn-attention", "deep", "transformer")
 HIDDEN = range(STEP, 8192, STEP)
 
 

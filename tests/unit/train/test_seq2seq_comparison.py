@@ -7,7 +7,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from polyhead.train.compare_attention import main
-from polyhead.train.comparison_report import Outcome, deciding_figure, draw, figures_by_length, source_length, table
+from polyhead.train.comparison_report import (
+    LengthFigures,
+    Outcome,
+    caption,
+    deciding_figure,
+    draw,
+    figures_by_length,
+    source_length,
+    table,
+)
 from polyhead.train.contestants import contestants, parameters
 from polyhead.train.errors import UsageError
 from polyhead.train.pairs import Pair
@@ -64,6 +73,20 @@ def test_a_range_without_a_figure_has_no_point_and_words_are_compared_by_chrf(
     assert deciding_figure([outcome], translations=False) == "exact_match"
 
 
+def test_lines_that_lie_on_each_other_differ_in_more_than_colour_and_a_picture_says_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = LengthFigures(1, 4, 20, {"bleu": 10.0})
+    lines = drawn(monkeypatch, [Outcome(str(i), 1, 2, 3.0, {}, [part]) for i in range(4)], tmp_path)
+    assert len({line.get_marker() for line in lines}) == 4
+    assert len({(line.get_linestyle(), line.get_linewidth()) for line in lines}) == 4
+    assert caption("fra-eng", "words", "bleu", 5.0) == "BLEU by words of the source: fra-eng, 5 minutes each"
+    assert (
+        caption("reverse up to 24", "characters", "exact_match", 1.0)
+        == "Exact match by characters of the source: reverse up to 24, 1 minute each"
+    )
+
+
 def drawn(monkeypatch: pytest.MonkeyPatch, outcomes: list[Outcome], folder: Path) -> list[Line2D]:
     """The lines of the picture."""
     found: list[Line2D] = []
@@ -95,6 +118,9 @@ def test_a_comparison_leaves_four_checkpoints_a_table_and_a_picture(
     assert main([*arguments, "--width=32"]) == 0  # nothing is trained or measured again
     assert json.loads((out / "comparison.json").read_text("utf-8")) == document
     assert "best at step" not in capsys.readouterr().out
+    assert main([*arguments, "--width=32", "--models", "deep", "rnn"]) == 0
+    chosen = json.loads((out / "comparison.json").read_text("utf-8"))["models"]
+    assert chosen == [document["models"][0], document["models"][2]]
     assert main([*arguments, "--width=40"]) == 2
     assert "holds another training" in capsys.readouterr().err
 
