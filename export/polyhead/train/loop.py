@@ -223,14 +223,15 @@ class Training:
         )
 
     def _evaluate(self) -> None:
-        """Evaluate; a figure better than all before makes this the checkpoint in `out`."""
+        """Evaluate; a figure no worse than all before makes this the checkpoint in `out`: of two that the held-out part can't
+        tell apart, the one that learned longer, at a lower rate."""
         began = self.clock()
         self.model.eval()
         with torch.inference_mode(), self._autocast():
             figures = self.recipe.evaluate(self.device)
         if not math.isfinite(figures[self.recipe.deciding]):
             raise TrainError(f"{self.recipe.deciding} is {figures[self.recipe.deciding]} at step {self.step}: {REMEDY}")
-        is_best = self.best is None or self._better(figures, self.best.figures)
+        is_best = self.best is None or self._no_worse(figures, self.best.figures)
         if is_best:
             self.best = Best(self.step, figures)
             config, recipe = self.recipe.checkpoint_config(figures), self.recipe
@@ -241,9 +242,9 @@ class Training:
         self.evaluation_seconds = self.clock() - began
         self.window = replace(self.window, began=self.clock())
 
-    def _better(self, figures: Mapping[str, float], than: Mapping[str, float]) -> bool:
+    def _no_worse(self, figures: Mapping[str, float], than: Mapping[str, float]) -> bool:
         new, old = figures[self.recipe.deciding], than[self.recipe.deciding]
-        return new > old if self.recipe.higher_is_better else new < old
+        return new >= old if self.recipe.higher_is_better else new <= old
 
     def _record(self, **figures: float) -> None:
         record = {"step": self.step, "elapsed_seconds": round(self.elapsed_seconds, 3), **figures}

@@ -198,6 +198,17 @@ def test_the_checkpoint_is_the_one_of_the_best_evaluation(out: Path, higher_is_b
     assert same(weights(recipe), recipe.seen[1])
 
 
+class Saturated(CountingRecipe):
+    def evaluate(self, device: torch.device) -> dict[str, float]:
+        return {"validation_loss": 0.0}
+
+
+def test_of_checkpoints_that_are_equally_good_the_last_is_kept(out: Path) -> None:
+    recipe = Saturated()
+    assert train(recipe, SETTINGS, out).best_step == 24
+    assert same(dict(load_checkpoint(out)[1].state_dict()), weights(recipe))
+
+
 class Diverging(CountingRecipe):
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return super().loss(inputs, targets) * math.nan
