@@ -17,7 +17,7 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "tab:red", "marker": "o", "markersize": 6, "linestyle": "-", "linewidth": 1.5},
     {"color": "tab:blue", "marker": "s", "markersize": 11, "linestyle": "-", "linewidth": 4, "alpha": 0.6},
     {"color": "tab:green", "marker": "D", "markersize": 7, "linestyle": "--", "linewidth": 2.2},
-    {"color": "tab:purple", "marker": "x", "markersize": 5, "linestyle": ":", "linewidth": 1.5},
+    {"color": "tab:purple", "marker": "x", "markersize": 6, "linestyle": ":", "linewidth": 2},
 )
 TITLES = {"exact_match": "exact match", "bleu": "BLEU", "chrf": "chrF"}
 
