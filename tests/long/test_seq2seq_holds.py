@@ -13,6 +13,7 @@ from polyhead.train.__main__ import main
 from polyhead.train.compare_attention import main as compare
 from polyhead.train.dates import LOCALES, WrittenDate, date_formats, random_dates
 
+TATOEBA = Path(__file__).parents[3] / "shared" / "data" / "tatoeba" / "fra-eng.zip"
 YEAR, DAY = range(4), range(8, 10)
 """Where their digits stand in an ISO date."""
 
@@ -78,6 +79,22 @@ class DateReader:
         places = weights[0].argmax(-1).tolist()
         fields = [(place, "y") for place in YEAR] + [(place, "d") for place in DAY]
         return [date.spans[name][0] <= places[place] < date.spans[name][1] for place, name in fields]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not TATOEBA.exists(), reason=f"{TATOEBA} is not there: pairs of French and English sentences")
+def test_attention_translates_better_than_a_fixed_context_and_a_transformer_no_worse(tmp_path: Path) -> None:
+    """French to English after four minutes of processor time each: greedy BLEU. After two the gap was still below three, of
+    the validation part's 400 pairs 4.6 and 7.2; after three it was 5.1 and 9.5."""
+    data = [f"--data={TATOEBA}", "--source-column=2", "--target-column=1", "--max-words=12"]
+    parts = ["--training-pairs=40000", "--test-pairs=2000", "--vocabulary=2000"]
+    budget = ["--width=192", "--minutes=4", "--threads=1", "--models", "rnn", "rnn-attention", "transformer"]
+    assert compare([*data, *parts, *budget, "--out", str(tmp_path)]) == 0
+    models = json.loads((tmp_path / "comparison.json").read_text("utf-8"))["models"]
+    fixed, attentive, transformer = (model["quality"]["bleu"] for model in models)
+    print(f"BLEU: {fixed:.1f} with a fixed context, {attentive:.1f} with attention, {transformer:.1f} of a Transformer")
+    assert attentive >= fixed + 3
+    assert transformer >= attentive - 2
 
 
 @pytest.mark.long
