@@ -1,6 +1,7 @@
 """What is read of an adapter's folder, and what is refused in one line."""
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_a_configuration_that_is_not_plain_lora_is_refused_by_its_field(
 ) -> None:
     write_adapter(tmp_path, gpt(), LAYERS)
     edit_config(tmp_path, **fields)
-    refused(tmp_path, complaint)
+    assert is_one_line_with(complaint, refusal(tmp_path))
 
 
 WEIGHTS: list[tuple[Callable[[dict[str, torch.Tensor]], object], str]] = [
@@ -87,22 +88,27 @@ def test_weights_that_do_not_fit_are_refused_by_their_name(
 ) -> None:
     write_adapter(tmp_path, gpt(), LAYERS)
     edit_weights(tmp_path, change)
-    refused(tmp_path, complaint)
+    assert is_one_line_with(complaint, refusal(tmp_path))
 
 
-def refused(folder: Path, complaint: str) -> None:
-    with pytest.raises(ExportError, match=complaint) as refusal:
+def refusal(folder: Path) -> str:
+    """What is said of an adapter that can't be read."""
+    with pytest.raises(ExportError) as error:
         read_adapter("one", folder, gpt(), classifies=False)
-    assert "\n" not in str(refusal.value)
+    return str(error.value)
+
+
+def is_one_line_with(complaint: str, text: str) -> bool:
+    return "\n" not in text and re.search(complaint, text) is not None
 
 
 def test_pickle_and_missing_files_are_refused(tmp_path: Path) -> None:
     write_adapter(tmp_path, gpt(), LAYERS)
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
-    refused(tmp_path, "no such file; adapter_model.bin is pickle")
+    assert is_one_line_with("no such file; adapter_model.bin is pickle", refusal(tmp_path))
     (tmp_path / "adapter_model.bin").rename(tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"{}")
-    refused(tmp_path, "adapter_model.safetensors: not safetensors")
+    assert is_one_line_with("adapter_model.safetensors: not safetensors", refusal(tmp_path))
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
         read_adapter("one", tmp_path, gpt(), classifies=False)

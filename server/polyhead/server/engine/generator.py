@@ -20,7 +20,7 @@ from polyhead.server.engine.scheduler import Chunk, GeneratorLimits, Scheduler
 from polyhead.server.engine.sequence import GenerationRequest, Sequence, sequences_of
 from polyhead.server.engine.slots import Slots
 from polyhead.server.engine.stepper import Pieces, Stepper
-from polyhead.server.errors import Overloaded, Unavailable
+from polyhead.server.errors import Unavailable
 from polyhead.server.runtime.decoder import Decoder, StepOutput
 from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.server.tokenizer import Tokenizer
@@ -58,7 +58,6 @@ class Generator:
         prefixes = None  # of sources there are none: their lanes hold no more than the beginning of an answer
         if isinstance(decoder, Decoder):
             prefixes = PrefixCache(decoder.lanes, decoder.prefix_slots, decoder.memory, chunk_tokens)
-        self._most_waiting = limits.max_queue_requests
         self._scheduler = Scheduler(
             self._slots, prefixes, limits, chunk_tokens=chunk_tokens, capacity=lanes_hold, pads=decoder.continues_prompt
         )
@@ -85,10 +84,7 @@ class Generator:
         """Raises what `submit` surely would, so that nobody prepares a request in vain. `submit` decides."""
         with self._wake:
             self._check_open()
-            waiting = self._scheduler.waiting - self._slots.free  # each of those who find slots takes one at least
-            if waiting >= self._most_waiting:
-                limit = f"{waiting} requests are waiting, the limit is {self._most_waiting}"
-                raise Overloaded(limit, self._retry_after())
+            self._scheduler.check_room(self._retry_after())
 
     def _check_open(self) -> None:
         if self._dead:

@@ -74,8 +74,8 @@ class Chunk:
 class Scheduler:
     """Owns the queue and decides who is prefilled; `slots` owns who sits where.
 
-    What touches the queue (`waiting`, `has_work`, `add`, `remove`, `begin_iteration`, `admit`, `drop_waiting`) is called under the
-    engine's lock and takes no time; the rest belongs to the engine's thread.
+    What touches the queue (`waiting`, `has_work`, `check_room`, `add`, `remove`, `begin_iteration`, `admit`, `drop_waiting`)
+    is called under the engine's lock and takes no time; the rest belongs to the engine's thread.
     """
 
     def __init__(
@@ -116,16 +116,19 @@ class Scheduler:
 
     def add(self, sequence: Sequence, retry_after_seconds: float) -> None:
         """Queue a request. Raises Overloaded if that would overshoot a bound; a lone request always fits in tokens."""
+        self.check_room(retry_after_seconds)
         limits, tokens = self._limits, len(sequence.request.prompt)
-        if (waiting := self._waiting_for_slots()) >= limits.max_queue_requests:
-            raise Overloaded(
-                f"{waiting} requests are waiting, the limit is {limits.max_queue_requests}", retry_after_seconds
-            )
         if self._waiting and self._waiting_tokens + tokens > limits.max_queue_tokens:
             bound = f"{tokens} more would pass the limit of {limits.max_queue_tokens}"
             raise Overloaded(f"{self._waiting_tokens} prompt tokens are waiting, {bound}", retry_after_seconds)
         insort(self._waiting, sequence, key=lambda s: -s.request.priority)
         self._waiting_tokens += tokens
+
+    def check_room(self, retry_after_seconds: float) -> None:
+        """Raises Overloaded if as many requests wait as may, whatever comes."""
+        waiting, limit = self._waiting_for_slots(), self._limits.max_queue_requests
+        if waiting >= limit:
+            raise Overloaded(f"{waiting} requests are waiting, the limit is {limit}", retry_after_seconds)
 
     def _waiting_for_slots(self) -> int:
         """Requests in the queue that find no slots free behind those before them."""
