@@ -22,6 +22,7 @@ from polyhead.v1 import inference_pb2 as pb
 from polyhead.v1 import model_pb2
 from tests import bundles
 from tests.integration.conftest import Running, Start, endless, unread, until
+from tests.turns import started
 
 M = TypeVar("M", bound=Message)
 
@@ -170,8 +171,7 @@ async def test_a_model_that_still_loads_is_unavailable(start: Start, models_fold
 async def test_a_draining_server_is_unavailable_to_new_calls_and_finishes_the_running_ones(running: Running) -> None:
     stream = running.inference.Generate(endless(400))
     tokens = len((await anext(aiter(stream))).token_ids)
-    draining = asyncio.create_task(running.app.drain())
-    await asyncio.sleep(0)
+    draining = await started(running.app.drain())
     error = await failure(running.models.ListModels(model_pb2.ListModelsRequest()))
     async for response in stream:
         tokens += len(response.token_ids)

@@ -22,6 +22,7 @@ from polyhead.client import (
     ServerError,
     Unavailable,
 )
+from tests.turns import started
 from tests.unit.client.scripted_server import Failure, ScriptedServer, bad_request, retry_info
 
 FULL = Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue of 4 requests is full", (retry_info(0.02),))
@@ -147,8 +148,7 @@ async def test_cancelling_the_task_frees_the_server(server: ScriptedServer, asyn
 async def test_a_stream_closed_by_another_task_just_ends(async_client: AsyncClient) -> None:
     stream = async_client.generate("endless")
     await anext(stream)
-    reader = asyncio.ensure_future(anext(stream, None))
-    await asyncio.sleep(0)
+    reader = await started(anext(stream, None))
     await stream.close()
     assert await reader is None
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from polyhead.server.background import busy, in_background
+from tests.turns import started
 
 
 async def test_the_result_or_the_error_comes_back() -> None:
@@ -28,8 +29,7 @@ async def test_who_is_cancelled_ends_at_once_and_what_is_made_later_is_discarded
         discarded.append(result)
         done.set()
 
-    task = asyncio.create_task(in_background(work, discard))
-    await asyncio.sleep(0)
+    task = await started(in_background(work, discard))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

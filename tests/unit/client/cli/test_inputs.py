@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from polyhead.client import InvalidInput
 from polyhead.client.cli.inputs import in_order, joined_pairs, pair
+from tests.turns import one_turn
 
 
 def refuse(message: str) -> NoReturn:
@@ -42,7 +43,7 @@ def test_answers_keep_the_order_of_their_inputs_and_never_exceed_the_limit(turns
         begun += 1
         most = max(most, begun - read)
         for turn in range(int(text)):
-            await asyncio.sleep(0)
+            await one_turn()
             yield f"{text}.{turn}"
 
     async def collect() -> list[tuple[str, list[str]]]:

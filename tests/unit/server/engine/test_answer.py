@@ -12,6 +12,7 @@ from polyhead.server.engine.answer import Answer, deliver_all
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import FinishReason, GenerationRequest, Piece, Sampling, Stopping
 from tests.decoders import LIMITS, SilentObserver, byte_tokenizer, tiny_decoder
+from tests.turns import started
 
 
 def empty_answer() -> Answer:
@@ -22,8 +23,7 @@ async def test_a_reader_gets_what_came_before_it_waited_and_what_comes_while_it_
     answer = empty_answer()
     answer.deliver(Piece("a", (1,)))
     assert (await anext(answer)).text == "a"
-    waiting = asyncio.ensure_future(anext(answer))
-    await asyncio.sleep(0)
+    waiting = await started(anext(answer))
     answer.deliver(Piece("b", (2,)))
     answer.deliver(Piece("c", (3,), finish_reason=FinishReason.EOS))
     assert (await waiting).token_ids == (2, 3)
@@ -33,8 +33,7 @@ async def test_a_reader_gets_what_came_before_it_waited_and_what_comes_while_it_
 
 async def test_a_reader_who_stopped_waiting_can_come_back() -> None:
     answer = empty_answer()
-    waiting = asyncio.ensure_future(anext(answer))
-    await asyncio.sleep(0)
+    waiting = await started(anext(answer))
     waiting.cancel()
     with suppress(asyncio.CancelledError):
         await waiting

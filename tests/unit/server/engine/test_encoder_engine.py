@@ -16,6 +16,7 @@ from polyhead.server.engine.encoder import EncoderEngine, EncoderLimits, Encoder
 from polyhead.server.engine.observer import Unwatched
 from polyhead.server.errors import InvalidInput, Overloaded, Unavailable
 from polyhead.server.runtime.encoder import Encoder
+from tests.turns import started
 from tests.unit.server.engine.graphs import VOCABULARY, WIDTH, manifest, write_encoder
 
 LIMITS = EncoderLimits(max_batch_tokens=64, max_queue_requests=100, max_queue_tokens=10_000)
@@ -80,8 +81,7 @@ class Bench:
 
     async def submit(self, *inputs: list[int]) -> "asyncio.Task[EncoderResult]":
         """A request that is in the queue when this returns."""
-        task = asyncio.create_task(self.engine.run(inputs))
-        await asyncio.sleep(0)
+        task = await started(self.engine.run(inputs))
         return task
 
     async def until_running(self) -> None:
@@ -247,8 +247,7 @@ async def test_a_full_queue_rejects_with_the_limit_and_when_to_retry(graph: Path
 async def test_draining_answers_what_was_accepted_and_refuses_the_rest(gated: Bench) -> None:
     gated.engine.start()
     accepted = [await gated.submit([1]), await gated.submit([2] * 16)]
-    draining = asyncio.create_task(gated.engine.drain())
-    await asyncio.sleep(0)
+    draining = await started(gated.engine.drain())
     with pytest.raises(Unavailable, match="draining"):
         await gated.engine.run([[3]])
     gated.encoder.gate.set()

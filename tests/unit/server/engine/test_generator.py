@@ -41,6 +41,7 @@ from tests.traffic import (
     grammar,
     samples,
 )
+from tests.turns import started
 
 GREEDY = Sampling(seed=0, temperature=0.0)
 
@@ -156,10 +157,8 @@ async def test_a_full_queue_rejects_at_once_and_says_when_to_come_back() -> None
 
 async def test_a_draining_engine_answers_what_it_has_and_takes_no_more() -> None:
     engine = generator()
-    running = asyncio.ensure_future(answer(engine, request(max_tokens=30)))
-    await asyncio.sleep(0)  # lets it submit
-    draining = asyncio.ensure_future(engine.drain())
-    await asyncio.sleep(0)
+    running = await started(answer(engine, request(max_tokens=30)))
+    draining = await started(engine.drain())
     with pytest.raises(Unavailable, match="draining"):
         engine.submit(request())
     await draining
@@ -409,8 +408,7 @@ async def test_a_grammar_that_grows_too_ambiguous_ends_its_own_answer_only() -> 
 
 
 async def test_who_stops_waiting_for_the_drain_leaves_the_engine_whole(engine: Generator) -> None:
-    running = asyncio.ensure_future(answer(engine, request(max_tokens=100)))
-    await asyncio.sleep(0)
+    running = await started(answer(engine, request(max_tokens=100)))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(engine.drain(), 0)
     assert len((await running).token_ids) == 100

@@ -8,6 +8,7 @@ import pytest
 
 from polyhead.server.errors import InvalidInput, Unavailable
 from polyhead.server.rpc.bulk import in_order
+from tests.turns import one_turn
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
@@ -109,7 +110,7 @@ async def test_a_drain_answers_what_was_begun_reads_no_more_and_says_how_far_it_
         first = asyncio.ensure_future(anext(answers))
         await work.until_begun(3)
         draining.set()
-        await asyncio.sleep(0)
+        await one_turn()
         work.open(*range(9))
         assert [await first, await anext(answers), await anext(answers)] == [0, 1, 4]
         with pytest.raises(Unavailable, match="draining; it answered the first 3 requests of this stream"):

@@ -8,6 +8,7 @@ import pytest
 
 from polyhead.server.errors import Overloaded
 from polyhead.server.rpc.workers import LARGE_ANSWER_NUMBERS, LONG_TEXT_CHARACTERS, THREADS, Workers
+from tests.turns import started
 
 
 @pytest.fixture
@@ -19,8 +20,7 @@ def gate() -> Iterator[threading.Event]:
 
 async def begin(workers: Workers, gate: threading.Event) -> "asyncio.Task[bool]":
     """Work that lasts until the gate opens."""
-    task = asyncio.create_task(workers.run(gate.wait, 10))
-    await asyncio.sleep(0)
+    task = await started(workers.run(gate.wait, 10))
     return task
 
 
@@ -48,8 +48,7 @@ async def test_a_full_queue_rejects_at_once_with_the_limit_and_when_to_retry(gat
 async def test_who_leaves_gives_the_place_back_and_waiting_work_never_begins(gate: threading.Event) -> None:
     workers, begun = Workers(THREADS + 1), threading.Event()
     tasks = [await begin(workers, gate) for _ in range(THREADS)]
-    waiting = asyncio.create_task(workers.run(begun.set))
-    await asyncio.sleep(0)
+    waiting = await started(workers.run(begun.set))
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     tasks.append(await begin(workers, gate))
