@@ -83,7 +83,9 @@ class Settings(BaseSettings):
         4, ge=0, le=4096, description="beginnings of prompts that each decoder keeps for the next ones, in fp32"
     )
     prefill_budget_tokens: int = Field(
-        32, ge=1, description="tokens read between two steps of generation, for each prompt being read, four at most"
+        32,
+        ge=1,
+        description="tokens read between two steps of generation, for each prompt (four at most) or source being read",
     )
     default_max_tokens: int = Field(256, ge=1, description="longest answer of a request that does not say, in tokens")
     max_concurrent_calls: int = Field(4096, ge=1, description="calls that may run at the same time; more are rejected")
