@@ -15,7 +15,6 @@ from polyhead.export.own import OwnDecoder
 from polyhead.export.to_onnx import export_decoder
 from polyhead.models.gpt import GPT, GPTConfig
 from polyhead.server.constraints import GrammarCompiler
-from polyhead.server.engine.observer import Unwatched
 from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.runtime import threads
 from polyhead.server.runtime.decoder import Decoder, StepOutput
@@ -27,8 +26,6 @@ CAPACITY = 256
 CHUNK = 16
 END = 299
 
-
-SilentObserver = Unwatched
 
 LIMITS = GeneratorLimits(max_queue_requests=100, max_queue_tokens=100_000, prefill_budget_tokens=256)
 

@@ -38,13 +38,13 @@ from tests.decoders import (
     END,
     LIMITS,
     VOCABULARY,
-    SilentObserver,
     byte_grammars,
     byte_tokenizer,
     tiny_gpt,
     tiny_graph,
     tiny_manifest,
 )
+from tests.observers import Unwatched
 
 
 class Whole(NamedTuple):
@@ -251,7 +251,7 @@ def assert_answers_do_not_depend_on(traffic: list[Arrival], kind: str) -> None:
     async def compare() -> None:
         limits = replace(LIMITS, prefill_budget_tokens=CHUNK)
         decoder = traffic_decoder(kind, slots=3, prefix_slots=2)
-        engine = Generator(decoder, byte_tokenizer(END), limits, SilentObserver())
+        engine = Generator(decoder, byte_tokenizer(END), limits, Unwatched())
         engine.start()
         stay = [arrival.request for arrival in traffic if arrival.leaves_after is None]
         alone = [bits(await samples(engine, request)) for request in stay if not request.prompt_lookup]

@@ -11,7 +11,8 @@ from polyhead.server.bundle import read_bundle
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import BeamOptions, GenerationRequest, Sampling, Stopping
 from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
-from tests.decoders import LIMITS, SilentObserver, byte_tokenizer
+from tests.decoders import LIMITS, byte_tokenizer
+from tests.observers import Unwatched
 from tests.parity.huggingface import VOCABULARY
 from tests.parity.test_huggingface_seq2seq import exported
 from tests.traffic import Whole, samples
@@ -65,7 +66,7 @@ SOURCES = {"t5": (1, 5, 17), "bart": (1, 17, 31)}
 async def test_the_best_beams_and_their_scores_are_those_of_transformers(name: str) -> None:
     model, folder = exported(name)
     decoder = Seq2SeqDecoder(folder, read_bundle(folder).manifest, slots=WIDTH, capacity=TOKENS, source_capacity=40)
-    engine = Generator(decoder, byte_tokenizer(END), LIMITS, SilentObserver())
+    engine = Generator(decoder, byte_tokenizer(END), LIMITS, Unwatched())
     engine.start()
     random = np.random.default_rng(0)
     for length, length_penalty in ((1, 1.0), (5, 1.0), (17, 0.0), (31, 2.0)):

@@ -16,9 +16,9 @@ import numpy as np
 
 from polyhead.server.bundle import read_bundle
 from polyhead.server.engine.generator import Generator
-from polyhead.server.engine.observer import Unwatched
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.runtime import threads
+from tests.observers import Unwatched
 from tests.perf.engines import engine_of
 
 SAMPLINGS = {

@@ -12,11 +12,12 @@ import numpy as np
 
 from polyhead.server.bundle import read_bundle
 from polyhead.server.engine.generator import Generator
-from polyhead.server.engine.observer import EngineObserver, Unwatched
+from polyhead.server.engine.observer import EngineObserver
 from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.runtime.decoder import Decoder
 from polyhead.server.tokenizer import Tokenizer
+from tests.observers import Unwatched
 
 DEFAULT_BUDGET = 32
 

@@ -24,7 +24,6 @@ from polyhead.models.checkpoint import load_checkpoint
 from polyhead.models.seq2seq import RNNSeq2Seq, TransformerSeq2Seq
 from polyhead.server.bundle import read_bundle
 from polyhead.server.engine.generator import Generator
-from polyhead.server.engine.observer import Unwatched
 from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.runtime import threads
@@ -32,6 +31,7 @@ from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.server.runtime.seq2seq_memory import pool_lengths
 from polyhead.server.tokenizer import Tokenizer
 from polyhead.v1 import bundle_pb2
+from tests.observers import Unwatched
 
 LIMITS = GeneratorLimits(max_queue_requests=1024, max_queue_tokens=2**20, prefill_budget_tokens=32)
 

@@ -12,7 +12,8 @@ from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import BeamOptions, GenerationRequest, Sampling, Stopping
 from polyhead.server.errors import InvalidInput
 from polyhead.train.tokenizer import character_tokenizer
-from tests.decoders import END, LIMITS, SilentObserver, byte_grammars, byte_tokenizer, tiny_decoder
+from tests.decoders import END, LIMITS, byte_grammars, byte_tokenizer, tiny_decoder
+from tests.observers import Unwatched
 from tests.traffic import grammar, samples
 
 A = byte_tokenizer().encode("a")[0]
@@ -49,7 +50,7 @@ def test_a_grammar_that_can_not_be_followed_further_is_refused_and_not_taken_for
 
 @pytest.mark.parametrize("beams", [None, BeamOptions(1)])
 async def test_an_answer_whose_grammar_gives_up_fails_alone(beams: BeamOptions | None) -> None:
-    engine = Generator(tiny_decoder(), byte_tokenizer(END), LIMITS, SilentObserver())
+    engine = Generator(tiny_decoder(), byte_tokenizer(END), LIMITS, Unwatched())
     engine.start()
     sampling = Sampling(seed=0, temperature=0.0, logit_bias=((A, 100.0),))
     plain = GenerationRequest((5, 6, 7), sampling, Stopping(max_tokens=200, ignore_eos=True))

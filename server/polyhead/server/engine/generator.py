@@ -174,8 +174,8 @@ class Generator:
         """Sleep until there is something to do; False: the engine closes."""
         with self._wake:
             while not (self._scheduler.has_work or self._closing):
-                self._release_idle_waiters()
                 self._check_idle()
+                self._release_idle_waiters()
                 self._wake.wait()
             return not self._closing
 

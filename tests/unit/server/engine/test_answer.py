@@ -11,7 +11,8 @@ from polyhead.server.engine import generator
 from polyhead.server.engine.answer import Answer, deliver_all
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import FinishReason, GenerationRequest, Piece, Sampling, Stopping
-from tests.decoders import LIMITS, SilentObserver, byte_tokenizer, tiny_decoder
+from tests.decoders import LIMITS, byte_tokenizer, tiny_decoder
+from tests.observers import Unwatched
 from tests.turns import started
 
 
@@ -56,7 +57,7 @@ async def test_first_tokens_that_come_soon_after_each_other_wake_the_loop_once(
         return wake(callback, *arguments)
 
     monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
-    engine = Generator(tiny_decoder(4), byte_tokenizer(), LIMITS, SilentObserver())
+    engine = Generator(tiny_decoder(4), byte_tokenizer(), LIMITS, Unwatched())
     greedy, stopping = Sampling(seed=0, temperature=0.0), Stopping(max_tokens=1)
     answers = [engine.submit(GenerationRequest(prompt, greedy, stopping)) for prompt in ((5,), tuple(range(1, 17)))]
     engine.start()

@@ -19,13 +19,13 @@ from tests.decoders import (
     CHUNK,
     LIMITS,
     Faulty,
-    SilentObserver,
     byte_tokenizer,
     tiny_decoder,
     tiny_gpt,
     tiny_graph,
     tiny_manifest,
 )
+from tests.observers import Unwatched
 from tests.traffic import samples
 
 VOCABULARY = 5
@@ -34,7 +34,7 @@ PROMPT = (1, 3, 2, 0, 1)
 WIDTH = 32
 
 
-class Watching(SilentObserver):
+class Watching(Unwatched):
     """Counts the model's calls, and holds up the engine after the fifth with so many rows until it may `go` on."""
 
     def __init__(self, pause_at_rows: int = 0) -> None:
@@ -51,13 +51,13 @@ class Watching(SilentObserver):
             self.go.wait(60)
 
 
-def engine_with(decoder: Decoder, observer: SilentObserver) -> Generator:
+def engine_with(decoder: Decoder, observer: Unwatched) -> Generator:
     generator = Generator(decoder, byte_tokenizer(END), LIMITS, observer)
     generator.start()
     return generator
 
 
-def faulty(observer: SilentObserver) -> tuple[Faulty, Generator]:
+def faulty(observer: Unwatched) -> tuple[Faulty, Generator]:
     decoder = Faulty(tiny_graph(VOCABULARY), tiny_manifest(VOCABULARY), slots=4, capacity=CAPACITY)
     return decoder, engine_with(decoder, observer)
 
@@ -71,7 +71,7 @@ async def ended(generator: Generator) -> None:
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Generator]:
-    generator = engine_with(tiny_decoder(slots=WIDTH, vocabulary=VOCABULARY), SilentObserver())
+    generator = engine_with(tiny_decoder(slots=WIDTH, vocabulary=VOCABULARY), Unwatched())
     yield generator
     await ended(generator)
 
@@ -250,7 +250,7 @@ async def test_a_search_cancelled_while_it_decodes_ends_and_leaves_its_neighbour
 
 
 async def test_a_search_whose_step_fails_tells_its_caller_and_frees_its_slots_for_who_waits() -> None:
-    decoder, engine = faulty(SilentObserver())
+    decoder, engine = faulty(Unwatched())
     alone = await samples(engine, search(3, 12))
     decoder.break_call = decoder.calls + 5
     failing, waiting = await asyncio.gather(

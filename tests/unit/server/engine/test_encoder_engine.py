@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from polyhead.server.engine.encoder import EncoderEngine, EncoderLimits, EncoderResult
-from polyhead.server.engine.observer import Unwatched
 from polyhead.server.errors import InvalidInput, Overloaded, Unavailable
 from polyhead.server.runtime.encoder import Encoder
+from tests.observers import Unwatched
 from tests.turns import started
 from tests.unit.server.engine.graphs import VOCABULARY, WIDTH, manifest, write_encoder
 

@@ -7,13 +7,14 @@ import pytest
 
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import FinishReason, GenerationRequest, Sampling, Stopping
-from tests.decoders import END, LIMITS, SilentObserver, byte_tokenizer, tiny_decoder
+from tests.decoders import END, LIMITS, byte_tokenizer, tiny_decoder
+from tests.observers import Unwatched
 from tests.traffic import Whole, grammar, samples
 
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Generator]:
-    generator = Generator(tiny_decoder(), byte_tokenizer(END), LIMITS, SilentObserver())
+    generator = Generator(tiny_decoder(), byte_tokenizer(END), LIMITS, Unwatched())
     generator.start()
     yield generator
     generator.check_integrity()

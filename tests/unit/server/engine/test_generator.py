@@ -23,13 +23,13 @@ from tests.decoders import (
     LIMITS,
     VOCABULARY,
     Faulty,
-    SilentObserver,
     byte_tokenizer,
     tiny_decoder,
     tiny_gpt,
     tiny_graph,
     tiny_manifest,
 )
+from tests.observers import Unwatched
 from tests.traffic import (
     INDEPENDENT,
     SHARED,
@@ -48,7 +48,7 @@ GREEDY = Sampling(seed=0, temperature=0.0)
 
 def generator(slots: int = 4, end: int | None = None, prefix_slots: int = 0, **limits: int) -> Generator:
     decoder = tiny_decoder(slots, prefix_slots)
-    engine = Generator(decoder, byte_tokenizer(end), replace(LIMITS, **limits), SilentObserver())
+    engine = Generator(decoder, byte_tokenizer(end), replace(LIMITS, **limits), Unwatched())
     engine.start()
     return engine
 
@@ -202,7 +202,7 @@ async def test_chunks_whose_common_call_fails_are_read_one_by_one(engine: Genera
     prompts = [request(prompt=tuple(range(start, start + 3 * CHUNK))) for start in (10, 90, 170)]
     alone = [await answer(engine, one) for one in prompts]
     decoder = Picky(tiny_graph(), tiny_manifest(), slots=4, capacity=CAPACITY)
-    picky = Generator(decoder, byte_tokenizer(), LIMITS, SilentObserver())
+    picky = Generator(decoder, byte_tokenizer(), LIMITS, Unwatched())
     first, *others = (picky.submit(one) for one in prompts)  # all are there when it starts
     picky.start()
     for submitted, expected in zip((first, *others), alone, strict=True):
@@ -214,7 +214,7 @@ async def test_chunks_whose_common_call_fails_are_read_one_by_one(engine: Genera
 
 def faulty() -> tuple[Faulty, Generator]:
     decoder = Faulty(tiny_graph(), tiny_manifest(), slots=4, capacity=CAPACITY)
-    engine = Generator(decoder, byte_tokenizer(), LIMITS, SilentObserver())
+    engine = Generator(decoder, byte_tokenizer(), LIMITS, Unwatched())
     engine.start()
     return decoder, engine
 
@@ -243,7 +243,7 @@ async def test_a_step_that_fails_is_told_to_those_in_it_and_not_to_who_waits() -
     engine.close()
 
 
-class Broken(SilentObserver):
+class Broken(Unwatched):
     """An observer that breaks its promise never to raise, once."""
 
     broken = False
@@ -274,14 +274,14 @@ async def test_an_idle_engine_whose_books_are_wrong_says_so_and_goes_on() -> Non
         engine._scheduler._waiting_tokens += 1
         assert len((await answer(engine, request())).token_ids) == 12
         await engine.drain()
-    assert [(line["event"], line["log_level"]) for line in logs] == [("an idle engine contradicts itself", "error")]
+    assert {(line["event"], line["log_level"]) for line in logs} == {("an idle engine contradicts itself", "error")}
     assert engine.alive
     engine.close()
 
 
 @pytest.mark.parametrize("sampling", [Sampling(seed=0, top_k=35), Sampling(seed=0, top_k=35, typical_p=0.9), GREEDY])
 async def test_a_vocabulary_smaller_than_the_candidates_asked_for_is_no_problem(sampling: Sampling) -> None:
-    engine = Generator(tiny_decoder(vocabulary=40), byte_tokenizer(), LIMITS, SilentObserver())
+    engine = Generator(tiny_decoder(vocabulary=40), byte_tokenizer(), LIMITS, Unwatched())
     engine.start()
     whole = await answer(engine, replace(request(sampling=sampling), logprobs=20))
     assert [len(entry.top) for entry in whole.logprobs] == [20] * 12
@@ -289,7 +289,7 @@ async def test_a_vocabulary_smaller_than_the_candidates_asked_for_is_no_problem(
 
 
 async def test_bans_on_everything_are_no_bans() -> None:
-    engine = Generator(tiny_decoder(vocabulary=40), byte_tokenizer(), LIMITS, SilentObserver())
+    engine = Generator(tiny_decoder(vocabulary=40), byte_tokenizer(), LIMITS, Unwatched())
     engine.start()
     everything = tuple((i,) for i in range(40))
     banned = await answer(engine, request(sampling=Sampling(seed=4, bad_words=everything)))
@@ -312,7 +312,7 @@ async def test_samples_of_one_prompt_differ_and_each_is_what_it_is_among_any_num
     assert four[:3] == three
 
 
-class Counting(SilentObserver):
+class Counting(Unwatched):
     """Of tokens."""
 
     def __init__(self) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.runtime.decoder import Decoder, StepOutput
-from tests.decoders import CAPACITY, END, LIMITS, SilentObserver, byte_tokenizer, tiny_graph, tiny_manifest
+from tests.decoders import CAPACITY, END, LIMITS, byte_tokenizer, tiny_graph, tiny_manifest
+from tests.observers import Unwatched
 from tests.traffic import bits, samples
 
 
@@ -33,7 +34,7 @@ class Counting(Decoder):
 
 
 def engine_of(decoder: Decoder) -> Generator:
-    engine = Generator(decoder, byte_tokenizer(END), LIMITS, SilentObserver())
+    engine = Generator(decoder, byte_tokenizer(END), LIMITS, Unwatched())
     engine.start()
     return engine
 

@@ -14,7 +14,8 @@ from polyhead.server.engine.sequence import BeamOptions, GenerationRequest, Samp
 from polyhead.server.runtime import threads
 from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.server.tokenizer import Tokenizer
-from tests.decoders import LIMITS, SilentObserver
+from tests.decoders import LIMITS
+from tests.observers import Unwatched
 from tests.translators import ANSWER_TOKENS, DEEP, SOURCE_TOKENS, TRANSFORMER, translators_folder
 
 SLOTS = 5
@@ -45,7 +46,7 @@ def engine_of(name: str) -> Generator:
         opened.folder, opened.manifest, slots=SLOTS, capacity=ANSWER_TOKENS, source_capacity=SOURCE_TOKENS
     )
     tokenizer = Tokenizer.from_file(opened.tokenizer, opened.manifest.tokenizer)
-    engine = Generator(decoder, tokenizer, LIMITS, SilentObserver())
+    engine = Generator(decoder, tokenizer, LIMITS, Unwatched())
     engine.start()
     return engine
 
