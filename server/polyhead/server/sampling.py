@@ -110,6 +110,8 @@ def choose(
     """
     tokens: list[int] = topk_ids[:, 0].tolist()
     values: list[float] = topk_values[:, 0].tolist()
+    if not any(rows):
+        return tokens, values
     reading = [(i, row) for i, row in enumerate(rows) if row and row.reads_logits]
     within = [(i, row) for i, row in enumerate(rows) if row and row.tries_top_k]
     if within:

@@ -34,6 +34,12 @@ class EncoderInput:
 Text = str | tuple[str, str]
 """A text or a pair of them."""
 
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What `decode` gives for bytes that are no character, perhaps not yet."""
+
+_MOST_CONTINUATIONS = 65_536
+"""Pairs of tokens whose text is remembered, some 10 MB."""
+
 
 class Tokenizer:
     """Thread-safe: after construction nothing changes but what is remembered, and the library releases the GIL while it works."""
@@ -47,6 +53,7 @@ class Tokenizer:
         self.eos_token_ids = frozenset(spec.eos_token_ids)
         self.takes_pairs = takes_pairs(library)
         self._texts: dict[int, str] = {}  # of single tokens, as they are asked for
+        self._continuations: dict[tuple[int, int], str] = {}
         self._special = frozenset(i for i, added in library.get_added_tokens_decoder().items() if added.special)
 
     @classmethod
@@ -102,6 +109,19 @@ class Tokenizer:
         text = self._texts.get(token_id)
         if text is None:
             text = self._texts[token_id] = self.decode((token_id,))
+        return text
+
+    def continuation(self, previous: int, token_id: int) -> str:
+        """What a token adds to the text of the one before it; empty if that is nothing, or ends with what may be part of a
+        character."""
+        pair = (previous, token_id)
+        text = self._continuations.get(pair)
+        if text is None:
+            both = self.decode(pair)
+            text = "" if self.is_silent(token_id) or both.endswith(INCOMPLETE) else both[len(self.text_of(previous)) :]
+            if len(self._continuations) >= _MOST_CONTINUATIONS:
+                self._continuations.clear()
+            self._continuations[pair] = text
         return text
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from polyhead.export.errors import ExportError
 from polyhead.export.parity import Floats
 from polyhead.export.seq2seq.exportable import ExportableSeq2Seq
+from polyhead.export.seq2seq.verify import read_sources
 from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 
 EVALUATED_PAIRS = 256
@@ -60,17 +61,13 @@ def _torch_losses(model: ExportableSeq2Seq, start: int, pair: Pair) -> Floats:
 
 def _losses(decoder: Seq2SeqDecoder, group: list[Pair]) -> Floats:
     """Negative log-probability of each token of the answers, decoded token by token as the server does."""
-    losses = []
-    for slot, (source, answer) in enumerate(group):
-        output = decoder.prefill(0, [np.array(source)], [0], 1)
-        losses.append(output.logsumexp[0] - output.logits[0, answer[0]])
-        decoder.memory.commit(0, slot, len(source))
+    losses: list[float] = []
     rows = np.arange(len(group))
-    held = np.array([len(source) for source, _ in group])
-    for step in range(max(len(answer) for _, answer in group) - 1):
-        tokens = np.array([answer[min(step, len(answer) - 1)] for _, answer in group])
+    held = read_sources(decoder, [source for source, _ in group])
+    tokens = np.full(len(group), decoder.start_token_id)
+    for step in range(max(len(answer) for _, answer in group)):
         output = decoder.decode(tokens, held + step, 1)
-        targets = [answer[min(step + 1, len(answer) - 1)] for _, answer in group]
-        step_losses = output.logsumexp - output.logits[rows, targets]
-        losses += [loss for loss, (_, answer) in zip(step_losses, group, strict=True) if step + 1 < len(answer)]
+        tokens = np.array([answer[min(step, len(answer) - 1)] for _, answer in group])
+        step_losses = output.logsumexp - output.logits[rows, tokens]
+        losses += [loss for loss, (_, answer) in zip(step_losses, group, strict=True) if step < len(answer)]
     return np.array(losses, np.float32)

@@ -63,24 +63,27 @@ def run_seq2seq(decoder: Seq2SeqDecoder, source_vocabulary_size: int) -> Seq2Seq
 
 
 def answers(decoder: Seq2SeqDecoder, sources: Sequence[list[int]], steps: int) -> list[Seq2SeqAnswer]:
-    """Read sources, as many together as there are lanes, then decode all of them together."""
+    """Read sources, then decode the answers to all of them together."""
     top_k = min(TOP_K, decoder.vocabulary_size)
     longest = decoder.longest_prompt
-    first = []
-    for start in range(0, len(sources), decoder.lanes):
-        together = sources[start : start + decoder.lanes]
-        output = decoder.prefill(0, [np.array(source) for source in together], [0] * len(together), top_k)
-        first.append(_arrays(output.rows(list(range(len(together)))), longest))
-        for lane, source in enumerate(together):
-            decoder.memory.commit(lane, start + lane, len(source))
-    outputs = [[np.concatenate(arrays) for arrays in zip(*first, strict=True)]]
-    held = np.array([len(source) for source in sources])
-    for step in range(steps - 1):
-        output = decoder.decode(outputs[-1][1][:, 0], held + step, top_k).rows(list(range(len(sources))))
-        outputs.append(_arrays(output, longest))
-    stacked = [np.stack(arrays, axis=1) for arrays in zip(*outputs, strict=True)]  # (rows, N, …)
     begin = decoder.start_token_id
+    held = read_sources(decoder, sources)
+    tokens, outputs = np.full(len(sources), begin), []
+    for step in range(steps):
+        output = decoder.decode(tokens, held + step, top_k).rows(list(range(len(sources))))
+        outputs.append(_arrays(output, longest))
+        tokens = output.topk_ids[:, 0]
+    stacked = [np.stack(arrays, axis=1) for arrays in zip(*outputs, strict=True)]  # (rows, N, …)
     return [_answer(source, begin, [array[row] for array in stacked]) for row, source in enumerate(sources)]
+
+
+def read_sources(decoder: Seq2SeqDecoder, sources: Sequence[Sequence[int]]) -> NDArray[Any]:
+    """Put sources into slots 0, 1, 2, …, in the place of what was there. Returns how many tokens each holds."""
+    decoder.memory.keep_first(0)
+    for slot, source in enumerate(sources):
+        decoder.prefill(0, [np.array(source)], [0], 1)
+        decoder.memory.commit(0, slot, len(source))
+    return np.array([len(source) for source in sources])
 
 
 def _answer(source: list[int], start: int, arrays: list[NDArray[Any]]) -> Seq2SeqAnswer:

@@ -3,9 +3,11 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from polyhead.server.engine.sequence import GenerationTimes, Piece
+
+Item = Piece | BaseException
+"""What is told of an answer: what a step added, or what the engine met instead."""
 
 
 class Answer:
@@ -19,7 +21,7 @@ class Answer:
         self.times_so_far = times_so_far
         """Of the first sample; None while it waits for a slot."""
         self._on_cancel = on_cancel
-        self._arrived: deque[Piece | BaseException] = deque()
+        self._arrived: deque[Item] = deque()
         self._arrival: asyncio.Future[None] | None = None  # what the reader waits for
         self._samples = samples
         self._finished = 0
@@ -31,9 +33,9 @@ class Answer:
             self._over = True
             self._on_cancel()
 
-    def deliver(self, item: Piece | BaseException) -> None:
+    def deliver(self, items: Iterable[Item]) -> None:
         """Called in the event loop of the caller."""
-        self._arrived.append(item)
+        self._arrived.extend(items)
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 
@@ -64,19 +66,19 @@ class Answer:
 
 
 def _merge(pieces: list[Piece]) -> Piece:
-    return replace(
-        pieces[-1],
-        text="".join(p.text for p in pieces),
-        token_ids=tuple(i for p in pieces for i in p.token_ids),
-        logprobs=tuple(t for p in pieces for t in p.logprobs),
-        prompt_logprobs=pieces[0].prompt_logprobs,
-    )
+    """The last one, which nobody else has any more, with what those before it say."""
+    merged = pieces[-1]
+    merged.text = "".join([p.text for p in pieces])
+    merged.token_ids = tuple([i for p in pieces for i in p.token_ids])
+    merged.logprobs = tuple([t for p in pieces for t in p.logprobs])
+    merged.prompt_logprobs = pieces[0].prompt_logprobs
+    return merged
 
 
-Delivery = tuple[Answer, Piece | BaseException]
+Delivery = tuple[Answer, list[Item]]
 
 
 def deliver_all(deliveries: Iterable[Delivery]) -> None:
     """Called in the event loop that all these answers belong to."""
-    for answer, item in deliveries:
-        answer.deliver(item)
+    for answer, items in deliveries:
+        answer.deliver(items)

@@ -5,6 +5,7 @@ come from event loops under a lock; pieces go back with one call a loop and step
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import defaultdict
@@ -13,7 +14,7 @@ from concurrent.futures import Future
 
 import structlog
 
-from polyhead.server.engine.answer import Answer, Delivery, deliver_all
+from polyhead.server.engine.answer import Answer, Delivery, Item, deliver_all
 from polyhead.server.engine.observer import EngineObserver
 from polyhead.server.engine.prefixes import PrefixCache
 from polyhead.server.engine.scheduler import Chunk, GeneratorLimits, Scheduler
@@ -28,8 +29,9 @@ from polyhead.server.tokenizer import Tokenizer
 log = structlog.get_logger(__name__)
 
 TOLD_TOGETHER_SECONDS = 0.002
-"""First tokens that come in so short a time wake their event loop once. Waking it takes about 0.1 ms, as long as a small model takes
-to read a prompt."""
+"""First tokens that come in so short a time wake their event loop once, and what is in the middle of several answers reaches their
+readers together. Waking a loop takes about 0.1 ms, as long as a small model takes to read a prompt; a reader, as long as its row's
+share of a step."""
 
 
 class Generator:
@@ -55,7 +57,7 @@ class Generator:
         self._slots = Slots(decoder.slots, decoder.lanes, decoder.memory)
         chunk_tokens = decoder.prefill_chunk
         lanes_hold = decoder.capacity if decoder.continues_prompt else decoder.longest_prompt
-        prefixes = None  # of sources there are none: their lanes hold no more than the beginning of an answer
+        prefixes = None  # of sources there are none: each is read as a whole
         if isinstance(decoder, Decoder):
             prefixes = PrefixCache(decoder.lanes, decoder.prefix_slots, decoder.memory, chunk_tokens)
         self._scheduler = Scheduler(
@@ -63,7 +65,9 @@ class Generator:
         )
         self._stepper = Stepper(decoder, tokenizer, observer, clock)
         self._answers: dict[Sequence, Answer] = {}
-        self._deliveries: list[Delivery] = []
+        self._deliveries: dict[Answer, list[Item]] = {}  # not yet told
+        self._urgent: set[Answer] = set()  # of these, to be told at once
+        self._told_everything = -math.inf  # when
         self._wake = threading.Condition()
         self._draining = self._closing = False
         self._some_left = False  # callers: their rows have to be freed before the next step
@@ -191,7 +195,8 @@ class Generator:
         with self._wake:
             self._draining = self._ended = True
             reason = "the model's engine failed" if self._dead else "the server stops"
-            self._deliveries += [(answer, Unavailable(reason)) for answer in set(self._answers.values())]
+            for answer in set(self._answers.values()):
+                self._tell(answer, Unavailable(reason), urgent=True)
             self._scheduler.drop_waiting()
             self._answers.clear()
             self._release_idle_waiters()
@@ -272,7 +277,7 @@ class Generator:
             except Exception as error:
                 log.exception("a request could not go on after its prompt")
                 self._fail(chunk.sequence, error)
-        if begun:
+        if begun and out is not None:
             self._hand_out(self._first_tokens(begun, out))
 
     def _first_tokens(self, begun: list[tuple[int, Chunk]], out: StepOutput) -> Pieces:
@@ -288,7 +293,8 @@ class Generator:
             if piece is None or isinstance(piece, Exception):
                 over.append((sequence, piece))
                 continue
-            self._deliveries.append((self._answers[sequence], piece))
+            begins_or_ends = len(sequence.tokens) == 1 or piece.finish_reason is not None
+            self._tell(self._answers[sequence], piece, urgent=begins_or_ends)
             if piece.finish_reason:
                 over.append((sequence, None))
         # The last slots first: else those who go would still be moved into the gaps of others.
@@ -304,7 +310,7 @@ class Generator:
         answer = self._answers.get(sequence)
         if answer is None:
             return  # gone already, with another sample
-        self._deliveries.append((answer, error))
+        self._tell(answer, error, urgent=True)
         with self._wake:
             for other, its in self._answers.items():
                 other.ended |= its is answer
@@ -322,14 +328,26 @@ class Generator:
         elapsed, known = sequence.last_token - sequence.started, self._seconds_per_request
         self._seconds_per_request = known + 0.1 * (elapsed - known) if known else elapsed
 
+    def _tell(self, answer: Answer, item: Item, *, urgent: bool) -> None:
+        """Remember for `_publish`."""
+        self._deliveries.setdefault(answer, []).append(item)
+        if urgent:
+            self._urgent.add(answer)
+
     def _publish(self) -> None:
-        """Send what has gathered: one call for each event loop."""
+        """Send what has gathered, one call for each event loop: all of it, if that has not just been done for other rows' steps, else
+        what is urgent."""
         if not self._deliveries:
             return
+        now, telling = self._clock(), self._deliveries
+        if len(self._slots.decoding) > 1 and now - self._told_everything < TOLD_TOGETHER_SECONDS:
+            telling = {answer: self._deliveries.pop(answer) for answer in self._urgent}
+        else:
+            self._deliveries, self._told_everything = {}, now
+        self._urgent.clear()
         by_loop: defaultdict[asyncio.AbstractEventLoop, list[Delivery]] = defaultdict(list)
-        for answer, item in self._deliveries:
-            by_loop[answer.loop].append((answer, item))
-        self._deliveries = []
+        for answer, items in telling.items():
+            by_loop[answer.loop].append((answer, items))
         for loop, deliveries in by_loop.items():
             try:
                 loop.call_soon_threadsafe(deliver_all, deliveries)

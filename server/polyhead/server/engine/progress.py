@@ -33,7 +33,16 @@ class Progress:
         self._guesses: list[int] = []
         self._right = 0  # of these
         self._drafted = self._accepted = 0
-        self._chooses_likeliest = not request.sampling.temperature and self._adjustments.are_none and not self._matcher
+        self.chooses_likeliest = not request.sampling.temperature and self._adjustments.are_none and not self._matcher
+        """Whatever the model says, with nothing to adjust: there is no need of a `row`."""
+        self._only_text = self._adjustments.are_none and not (
+            self._matcher
+            or self._lookup
+            or request.stopping.stop
+            or request.return_alignment
+            or request.logprobs is not None
+            or request.prompt_logprobs is not None
+        )
         self.candidates = candidates(request, len(self._end_tokens))
         """Of the graph's likeliest tokens, so many are needed."""
         self._prompt_logprobs: list[TokenLogprob] = []
@@ -44,10 +53,8 @@ class Progress:
         if self._matcher is not None:
             self._mask = executor.submit(self._matcher.allowed)
 
-    def row(self) -> Row | None:
-        """The choice of the next token; None: the likeliest one."""
-        if self._chooses_likeliest:
-            return None
+    def row(self) -> Row:
+        """The choice of the next token, unless it is the likeliest one."""
         sequence = self.sequence
         return Row(sequence.request.sampling, sequence.position, sequence.sample_index, self.adjustment())
 
@@ -77,9 +84,13 @@ class Progress:
         self._matcher = other._matcher and other._matcher.copy()
         self._mask = None
 
-    def advance(self, token: int, logprob: TokenLogprob | None, weights: "NDArray[np.float32] | None" = None) -> Piece:
-        """Append a token with what it attended to; the piece says whether the answer ends with it."""
+    def advance(self, token: int, logit: float, out: StepOutput, row: int) -> Piece:
+        """Append a token that was chosen from a row of a step's output; the piece says whether the answer ends with it."""
         sequence, stopping = self.sequence, self.sequence.request.stopping
+        if self._only_text and token not in self._end_tokens and len(sequence.tokens) + 1 < stopping.max_tokens:
+            sequence.tokens.append(token)
+            return Piece(self._text.push(token), (token,), sample_index=sequence.sample_index)
+        logprob, weights = self.logprob(token, logit, out, row), self.alignment(out, row)
         self.append(token)
         if weights is not None:
             self._alignment.append(weights)

@@ -188,13 +188,15 @@ class Scheduler:
         if not self._prefilling:
             return []
         chunks: list[Chunk] = []
+        tokens = 0
         for sequence in self._by_turn():
             chunk = self._next_chunk(sequence)
             if self._spent and self._spent.total() + chunk.cost > self._budget:
                 break
             self._spent[sequence] += chunk.cost
             chunks.append(chunk)
-            if sum(c.tokens for c in chunks) >= CHUNKS_TOGETHER * self._chunk_tokens:
+            tokens += chunk.tokens
+            if tokens >= CHUNKS_TOGETHER * self._chunk_tokens:
                 break
         return shared_calls(chunks, self._capacity, MOST_PADDING if self._pads else None)
 
@@ -263,12 +265,14 @@ def shared_calls(chunks: Iterable[Chunk], capacity: int, most_padding: int | Non
 
 
 def _may_join(call: list[Chunk], chunk: Chunk, capacity: int, most_padding: int | None) -> bool:
+    last, sequence = call[-1].sequence, chunk.sequence
+    if sequence.lane != last.lane + 1 or sequence.request.adapter != last.request.adapter:
+        return False
+    if chunk.wants_every_position or call[0].wants_every_position:
+        return False
+    if most_padding is None:
+        return True
     together = [*call, chunk]
     longest = max(c.tokens for c in together)
-    return (
-        chunk.sequence.lane == call[-1].sequence.lane + 1
-        and chunk.sequence.request.adapter == call[-1].sequence.request.adapter
-        and not any(c.wants_every_position for c in together)
-        and (most_padding is None or sum(longest - c.tokens for c in together) <= most_padding)
-        and all(c.start + longest <= capacity for c in together)
-    )
+    padding = sum(longest - c.tokens for c in together)
+    return padding <= most_padding and all(c.start + longest <= capacity for c in together)

@@ -138,7 +138,8 @@ class Counts:
 class Piece:
     """What one step added to an answer. The last piece of an answer has `finish_reason`, `times` and `counts`.
 
-    Nobody changes it once it is told. That it could be makes it in a quarter of the time, and there is one for every token.
+    Nobody but who reads it changes it once it is told. That it can be makes it in a quarter of the time, and there is one for
+    every token.
     """
 
     text: str

@@ -18,6 +18,9 @@ class SlotMemory(Protocol):
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of one slot to another."""
 
+    def keep_first(self, slots: int) -> None:
+        """Nobody decodes in slots from that one on."""
+
 
 class Slots:
     """Owns the assignment of sequences to lanes and slots; sets each sequence's `lane` and `slot`."""
@@ -27,13 +30,14 @@ class Slots:
         self._memory = memory
         self.lanes = lanes
         self._lanes: list[Sequence | None] = [None] * lanes
+        self._promised = 0  # slots that the samples of prompts in lanes will need
         self.decoding: list[Sequence] = []
         """By slot: decoding[i] sits in slot i."""
 
     @property
     def used(self) -> int:
         """Slots of rows that decode, and those that the samples of prompts in lanes will need."""
-        return len(self.decoding) + sum(s.request.rows for s in self._lanes if s)
+        return len(self.decoding) + self._promised
 
     @property
     def free(self) -> int:
@@ -47,6 +51,7 @@ class Slots:
         """Give a lane to a sequence whose prefill begins."""
         sequence.lane = self._lanes.index(None)
         self._lanes[sequence.lane] = sequence
+        self._promised += sequence.request.rows
 
     def promote(self, sequence: Sequence) -> None:
         """Its prefill ended: it and its siblings, who share the prompt, get the slots behind the last one with their adapter."""
@@ -54,6 +59,7 @@ class Slots:
         first = self._end_of(sequence.request.adapter)
         moves = self._making_room(first, len(samples))
         with ExitStack() as undo:
+            undo.callback(self._memory.keep_first, len(self.decoding))
             for source, target in moves:
                 held = self.decoding[source].cached
                 self._memory.move(source, target, held)
@@ -75,6 +81,7 @@ class Slots:
     def leave(self, sequence: Sequence) -> None:
         """Free its lane."""
         self._lanes[sequence.lane] = None
+        self._promised -= sequence.request.rows
         sequence.lane = -1
 
     def release(self, sequence: Sequence) -> None:
@@ -87,6 +94,7 @@ class Slots:
                 self._memory.move(last.slot, gap, last.cached)
                 self.decoding[gap], last.slot, gap = last, gap, last.slot
         self.decoding.pop()
+        self._memory.keep_first(len(self.decoding))
         sequence.slot = -1
 
     def _end_of(self, adapter: str) -> int:
@@ -124,6 +132,10 @@ class Slots:
         for slot, sequence in enumerate(self.decoding):
             known = (sequence.lane, sequence.slot) == (-1, slot)
             assert known, f"slot {slot} holds a sequence that believes to be elsewhere"
+        promised = sum(sequence.request.rows for sequence in self._lanes if sequence)
+        assert self._promised == promised, (
+            f"{self._promised} slots are promised, not the {promised} of prompts in lanes"
+        )
         adapters = [self._adapter(end - 1) for end in self._ends(0)]
         assert len(set(adapters)) == len(adapters), f"rows with the same adapter are apart: {adapters}"
         assert self.free >= 0, f"{-self.free} more slots are promised than there are"

@@ -1,7 +1,7 @@
 """Runs what the scheduler decided: chunks of prompts, steps of the rows that decode, and the choice of their next tokens."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
@@ -43,6 +43,8 @@ class Stepper:
         self._tokenizer = tokenizer
         self._observer = observer
         self._clock = clock
+        # What stands before the answer to a source; whatever continues its prompt has a token when it comes to a step.
+        self._start = decoder.start_token_id if isinstance(decoder, Seq2SeqDecoder) else -1
         self._progress: dict[Sequence, Progress] = {}
         self._searches: dict[Sequence, BeamSearch] = {}  # by the first of its rows
         self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
@@ -67,11 +69,11 @@ class Stepper:
         self._masks.shutdown()
         self._decoder.close()
 
-    def prefill(self, chunks: list[Chunk]) -> StepOutput:
+    def prefill(self, chunks: list[Chunk]) -> StepOutput | None:
         """Put chunks of neighbouring lanes into the cache. The output has a row for the last position of each; for a single one that
-        wants every position it has all, the last one last."""
+        wants every position it has all, the last one last. None after sources: their answers begin with the next step."""
         for chunk in chunks:
-            if chunk.is_last:
+            if chunk.is_last and self._decoder.continues_prompt:
                 self._prepare([chunk.sequence, *chunk.sequence.siblings])
         first = chunks[0]
         every = first.wants_every_position
@@ -90,7 +92,7 @@ class Stepper:
         padded = max(2, *(c.tokens for c in chunks)) * len(chunks)
         computed = padded if self._decoder.continues_prompt else tokens  # sources are read one by one, unpadded
         self._ran(began, rows=len(chunks), tokens=tokens, padding=computed - tokens)
-        if every:
+        if every and out is not None:
             following = first.sequence.request.prompt[first.start + 1 : first.end + 1]
             self._progress[first.sequence].add_prompt_logprobs(following, out)
         return out
@@ -109,10 +111,9 @@ class Stepper:
         """The next token of every row; rows[i] sits in slot i. Rows with guesses may get several, each in a call of its own. Other
         neighbours with the same adapter share a call."""
         drafts = self._drafts(rows)
-        self._prepare(sequence for sequence in rows if sequence not in drafts)
-        runs = groupby(rows, key=lambda s: (s.request.adapter, s if s in drafts else None))
+        self._prepare(sequence for sequence in rows if sequence.request.grammar and sequence not in drafts)
         pieces: Pieces = []
-        for run in [list(run) for _, run in runs]:
+        for run in self._calls(rows, drafts):
             draft = drafts.get(run[0])
             try:
                 pieces += self._check(run[0], draft) if draft else self._choose(run, self._run(run), range(len(run)))
@@ -120,6 +121,13 @@ class Stepper:
                 log.exception("a step of generation failed", rows=len(run))
                 pieces += [(sequence, error) for sequence in run]
         return pieces
+
+    def _calls(self, rows: list[Sequence], alone: Container[Sequence]) -> list[list[Sequence]]:
+        """Neighbours that share a step."""
+        if not alone and rows[0].request.adapter == rows[-1].request.adapter:  # rows with the same one are neighbours
+            return [rows]
+        calls = groupby(rows, key=lambda s: (s.request.adapter, s if s in alone else None))
+        return [list(call) for _, call in calls]
 
     def _drafts(self, rows: list[Sequence]) -> dict[Sequence, list[int]]:
         """Guesses of what comes next in some rows, where they may pay."""
@@ -156,7 +164,7 @@ class Stepper:
 
     def _run(self, rows: list[Sequence]) -> StepOutput:
         """One token a row, in neighbouring slots, all with the same adapter."""
-        tokens = np.array([s.tokens[-1] for s in rows], np.int64)
+        tokens = np.array([s.tokens[-1] if s.tokens else self._start for s in rows], np.int64)
         past = np.array([s.cached for s in rows], np.int32)
         began = self._clock()
         top_k, adapter = self._top_k(rows), rows[0].request.adapter
@@ -167,7 +175,7 @@ class Stepper:
         return out
 
     def _top_k(self, rows: Iterable[Sequence]) -> int:
-        needed = graph_top_k(self._progress[sequence].candidates for sequence in rows)
+        needed = graph_top_k([self._progress[sequence].candidates for sequence in rows])
         return min(needed, self._decoder.vocabulary_size)
 
     def _choose(self, rows: list[Sequence], out: StepOutput, at: Iterable[int]) -> Pieces:
@@ -203,7 +211,8 @@ class Stepper:
     def _sample(self, places: Iterable[tuple[Sequence, int]], out: StepOutput) -> Pieces:
         """The choices of rows that go on token by token, each with its row of the output."""
         pieces: Pieces = []
-        choices: list[tuple[Progress, Row | None]] = []
+        chosen: list[Progress] = []
+        choices: list[Row | None] = []
         where: list[int] = []
         are_numbers = np.isfinite(out.logsumexp).tolist()
         for sequence, place in places:
@@ -211,32 +220,34 @@ class Stepper:
             try:
                 if not are_numbers[place]:
                     raise ArithmeticError("the model gave logits that are no numbers")
-                choices.append((progress, progress.row()))
+                choices.append(None if progress.chooses_likeliest else progress.row())
+                chosen.append(progress)
                 where.append(place)
             except Exception as error:
                 pieces.append((sequence, error))
         if not choices:
             return pieces
         out = out if where == list(range(len(out.logits))) else out.rows(where)
-        tokens, logits = choose([row for _, row in choices], out.topk_values, out.topk_ids, out.logsumexp, out.logits)
+        tokens, logits = choose(choices, out.topk_values, out.topk_ids, out.logsumexp, out.logits)
         now = self._clock()
-        for i, (progress, _) in enumerate(choices):
-            self._observe(progress.sequence, now)
+        for i, progress in enumerate(chosen):
+            sequence = progress.sequence
+            if sequence.tokens:
+                self._observer.inter_token(now - sequence.last_token)
+            else:
+                self._begins(sequence, now)
+            sequence.last_token = now
             try:
-                entry, weights = progress.logprob(tokens[i], logits[i], out, i), progress.alignment(out, i)
-                pieces.append((progress.sequence, progress.advance(tokens[i], entry, weights)))
+                pieces.append((sequence, progress.advance(tokens[i], logits[i], out, i)))
             except Exception as error:
-                pieces.append((progress.sequence, error))
+                pieces.append((sequence, error))
         return pieces
 
-    def _observe(self, sequence: Sequence, now: float) -> None:
-        if sequence.tokens:
-            self._observer.inter_token(now - sequence.last_token)
-        else:
-            sequence.first_token = now
-            if not sequence.sample_index:  # all samples of a request have theirs in the same step
-                self._observer.first_token(now - sequence.arrived)
-        sequence.last_token = now
+    def _begins(self, sequence: Sequence, now: float) -> None:
+        """Its first token is there."""
+        sequence.first_token = now
+        if not sequence.sample_index:  # all samples of a request have theirs in the same step
+            self._observer.first_token(now - sequence.arrived)
 
     def _ran(self, began: float, *, rows: int, tokens: int, padding: int) -> None:
         self._observer.ran(rows=rows, tokens=tokens, padding=padding, seconds=self._clock() - began)

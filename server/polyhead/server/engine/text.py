@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from polyhead.server.tokenizer import Tokenizer
-
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+from polyhead.server.tokenizer import INCOMPLETE, Tokenizer
 
 _CHARACTER_TOKENS = 4
 """Tokens that a character may be spread over: it has four bytes at most."""
@@ -28,13 +26,18 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; may be empty. Takes the same time however many came before."""
+        if self._sent_tokens == len(self._window) == 1:  # as nearly always
+            piece = self._tokenizer.continuation(self._window[0], token_id)
+            if piece:
+                self._window[0], self._sent_text = token_id, self._tokenizer.text_of(token_id)
+                return piece
         if self._tokenizer.is_silent(token_id):
             return ""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
         if len(text) <= len(self._sent_text):
             return ""
-        if text.endswith(_INCOMPLETE):
+        if text.endswith(INCOMPLETE):
             return self._settle(text) if len(self._window) - self._sent_tokens > _MOST_WAITING else ""
         return self._advance(text)
 

@@ -49,6 +49,9 @@ class CacheMemory:
                 np.clip(held, -LARGEST, LARGEST, out=held)
             self.slots[layer][slot, :, :length] = held
 
+    def keep_first(self, slots: int) -> None:
+        """Nobody decodes in slots from that one on. They stay as they are: who comes next overwrites them."""
+
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the beginning of one slot to another."""
         for layer in self._layers:

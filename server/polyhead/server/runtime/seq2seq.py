@@ -3,7 +3,7 @@
 The encoder reads a source once, by itself and unpadded. What it gives is kept for the answer (`seq2seq_memory.py`): *memory*, which is
 only read from there on (what attention looks at), and the decoder's first *state* (of recurrent layers), which every step
 replaces. A Transformer's decoder has *caches* besides, where each step appends its keys and values in place. A step is one call for
-each pool that has rows.
+each pool that has rows; the first one of an answer is the start token's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -61,10 +61,9 @@ class Seq2SeqDecoder:
         self._files = FilePages(folder)
         self._names = {node.name for node in self._decoder.get_inputs()}
         self.has_alignment = "alignment" in {node.name for node in self._decoder.get_outputs()}
-        self._encoded = [part for part in parts(manifest, source_capacity, capacity) if part.kind != "past"]
-        self.memory = Seq2SeqMemory(
-            manifest, slots=slots, lanes=self.lanes, capacity=capacity, source_capacity=source_capacity
-        )
+        kept = parts(manifest, source_capacity, capacity)
+        self._names_encoded = [part.name for part in kept if part.kind != "past"]
+        self.memory = Seq2SeqMemory(manifest, slots=slots, capacity=capacity, source_capacity=source_capacity)
         self._bindings: dict[tuple[int, int, int], _Binding] = {}
         self._wholes: dict[tuple[int, int], StepOutput] = {}  # of steps of several pools, by rows and candidates
         self._logits: dict[int, Array] = {}  # of each pool, and of a whole step: bindings of many shapes share them
@@ -87,23 +86,27 @@ class Seq2SeqDecoder:
         *,
         every_position: bool = False,
         adapter: str = "",
-    ) -> StepOutput:
-        """Read whole sources (S,) into neighbouring lanes from `lane` on, each by itself, and begin their answers. N is the number
-        of sources. What lanes held before must be in slots by now. `adapter` is empty: such models have none."""
-        self.memory.clear_lanes()
+    ) -> None:
+        """Read whole sources (S,) into neighbouring lanes from `lane` on, each by itself. There is no output yet: an answer's first
+        step is one of `decode`. `adapter` is empty: such models have none."""
         for at, source in enumerate(chunks, lane):
             self._encode(at, source)
-        rows = len(chunks)
-        start = np.full(rows, self.start_token_id)
-        return self._step(self.memory.lanes, lane, start, np.zeros(rows, np.int32), top_k)
 
     def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0, *, adapter: str = "") -> StepOutput:
-        """Append one token to each of the slots 0 to B - 1, which hold `past` (B,) tokens of source and answer; N is B."""
+        """Append one token to each of the slots 0 to B - 1, which hold `past` (B,) tokens of source and answer; N is B. An answer
+        begins with the start token, which counts from the next step on."""
         assert first == 0, (
             "an answer that is not the continuation of its prompt has no guesses, and so no steps of its own"
         )
-        self.memory.keep_first(len(tokens))
-        return self._step(self.memory.pools, 0, tokens, past + 1, top_k)  # the start token stands before the answer
+        busy = [pool for pool in self.memory.pools if pool.slots]
+        assert sum(len(pool.slots) for pool in busy) == len(tokens), "every row of a step has been begun"
+        if len(busy) == 1 and busy[0].slots == list(range(len(tokens))):
+            return self._advance(busy[0], tokens, past, top_k)
+        places = [np.array(pool.slots) for pool in busy]
+        outputs = [
+            (at, self._advance(pool, tokens[at], past[at], top_k)) for pool, at in zip(busy, places, strict=True)
+        ]
+        return self._joined(outputs, len(tokens), top_k)
 
     def close(self) -> None:
         """Let go of the graphs and the memory."""
@@ -112,33 +115,17 @@ class Seq2SeqDecoder:
 
     def _encode(self, lane: int, source: Array) -> None:
         encoded = self._encoder.run(
-            [part.name for part in self._encoded],
+            self._names_encoded,
             {"input_ids": source[None].astype(np.int64), "lengths": np.array([len(source)], np.int32)},
         )
         if not all(np.isfinite(array).all() for array in encoded):  # they would stay where shorter sources come next
             raise ArithmeticError("the encoder gave numbers that are none")
-        pool, row = self.memory.enter(lane, len(source))
-        for part, array in zip(self._encoded, encoded, strict=True):
-            pool.arrays[part.name][part.where(row, len(source), 0)] = array[0]
-
-    def _step(self, pools: Sequence[Pool], first: int, tokens: Array, held: Array, top_k: int) -> StepOutput:
-        """A call for each pool that has rows. tokens (B,) of the slots or lanes from `first` on, which hold so many tokens, the
-        source's too if they decode."""
-        rows = len(tokens)
-        busy = [pool for pool in pools if pool.slots]
-        assert sum(len(pool.slots) for pool in busy) == rows, "every row of a step has been begun"
-        if len(busy) == 1 and busy[0].slots == list(range(first, first + rows)):
-            return self._advance(busy[0], tokens, held, top_k)
-        places = [np.array(pool.slots) - first for pool in busy]
-        outputs = [
-            (at, self._advance(pool, tokens[at], held[at], top_k)) for pool, at in zip(busy, places, strict=True)
-        ]
-        return self._joined(outputs, rows, top_k)
+        self.memory.enter(lane, len(source), dict(zip(self._names_encoded, (a[0] for a in encoded), strict=True)))
 
     def _advance(self, pool: Pool, tokens: Array, held: Array, top_k: int) -> StepOutput:
-        """The same for the rows of one pool."""
+        """A step of the rows of one pool, which hold so many tokens of source and answer."""
         sources = pool.source_lengths[: len(tokens)]
-        positions = np.maximum(held - sources, 0)
+        positions = held - sources
         output = self._run(pool, tokens, positions, sources, top_k)
         pool.answer_lengths[: len(tokens)] = positions + 1
         return output

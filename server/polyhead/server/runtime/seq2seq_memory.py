@@ -19,9 +19,6 @@ from polyhead.v1 import bundle_pb2
 Array = NDArray[Any]
 Kind = Literal["memory", "state", "past"]
 
-LANE_TOKENS = 1
-"""Of an answer that a lane can hold: the start token."""
-
 SHORTEST_POOL = 32
 """Tokens of the sources in the first pool; each one after it has room for twice as many. One more pool would be one more call in
 the steps of mixed traffic."""
@@ -68,13 +65,12 @@ def pool_lengths(source_capacity: int) -> list[int]:
 
 
 def bytes_needed(manifest: bundle_pb2.Bundle, *, slots: int, capacity: int, source_capacity: int) -> int:
-    """Of the pools of so many slots and as many lanes, when all are full, and the logits of their steps."""
+    """Of the pools of so many slots, when all are full, what as many lanes hold of the longest sources, and the logits of steps."""
     lengths = pool_lengths(source_capacity)
-    rows = [
-        part for tokens in (capacity, LANE_TOKENS) for length in lengths for part in parts(manifest, length, tokens)
-    ]
-    logits = (2 * len(lengths) + 1) * manifest.limits.vocabulary_size
-    return slots * 4 * (logits + sum(prod(part.shape) for part in rows))
+    rows = [part for length in lengths for part in parts(manifest, length, capacity)]
+    lanes = [part for part in parts(manifest, source_capacity, capacity) if part.kind != "past"]
+    logits = (len(lengths) + 1) * manifest.limits.vocabulary_size
+    return slots * 4 * (logits + sum(prod(part.shape) for part in rows + lanes))
 
 
 class Pool:
@@ -92,62 +88,52 @@ class Pool:
         self.slots: list[int] = []
         """Which slot each row belongs to."""
 
-    def copy(self, origin: "Pool", source: int, target: int) -> None:
-        """A row of another pool whose sources are as long, or of this one."""
-        read, written = int(origin.source_lengths[source]), int(origin.answer_lengths[source])
+    def begin(self, row: int, source_tokens: int, encoded: dict[str, Array]) -> None:
+        """An answer of which nothing is there yet but what the encoder gave: its memory (…, source_tokens, …) and state."""
+        for name, array in encoded.items():
+            self.arrays[name][row][tuple(map(slice, array.shape))] = array
+        self.source_lengths[row], self.answer_lengths[row] = source_tokens, 0
+
+    def copy(self, source: int, target: int) -> None:
+        """One row to another."""
+        read, written = int(self.source_lengths[source]), int(self.answer_lengths[source])
         for part in self.layout:
-            array, taken = origin.arrays[part.name], part.where(source, read, written)
-            self.arrays[part.name][(target, *taken[1:])] = array[taken]
+            array, taken = self.arrays[part.name], part.where(source, read, written)
+            array[(target, *taken[1:])] = array[taken]
         self.source_lengths[target], self.answer_lengths[target] = read, written
 
 
 class Seq2SeqMemory:
-    """Pools of lanes, where answers begin, and of slots, where they go on."""
+    """Lanes, which hold what the encoder gave of a source, and pools of slots, where answers are."""
 
     quantized = False
 
-    def __init__(
-        self, manifest: bundle_pb2.Bundle, *, slots: int, lanes: int, capacity: int, source_capacity: int
-    ) -> None:
-        lengths = pool_lengths(source_capacity)
-        self.lanes = [Pool(manifest, length, LANE_TOKENS, lanes) for length in lengths]
-        self.pools = [Pool(manifest, length, capacity, slots) for length in lengths]
-        self._lane: dict[int, tuple[int, int]] = {}  # pool and row of each lane
-        self._slot: dict[int, tuple[int, int]] = {}
+    def __init__(self, manifest: bundle_pb2.Bundle, *, slots: int, capacity: int, source_capacity: int) -> None:
+        self.pools = [Pool(manifest, length, capacity, slots) for length in pool_lengths(source_capacity)]
+        self._lanes: dict[int, tuple[int, dict[str, Array]]] = {}  # source tokens, and what the encoder gave
+        self._slot: dict[int, tuple[int, int]] = {}  # pool and row
 
     def pool_of(self, source_tokens: int) -> int:
         """The first whose sources can be so long."""
         return next(i for i, pool in enumerate(self.pools) if pool.source_capacity >= source_tokens)
 
-    def clear_lanes(self) -> None:
-        """New answers begin; those that did before are in their slots."""
-        self._lane.clear()
-        for pool in self.lanes:
-            pool.slots.clear()
-
-    def enter(self, lane: int, source_tokens: int) -> tuple[Pool, int]:
-        """The pool and row of an answer that begins."""
-        number = self.pool_of(source_tokens)
-        pool = self.lanes[number]
-        self._lane[lane] = number, len(pool.slots)
-        pool.slots.append(lane)
-        pool.source_lengths[len(pool.slots) - 1], pool.answer_lengths[len(pool.slots) - 1] = source_tokens, 0
-        return pool, len(pool.slots) - 1
+    def enter(self, lane: int, source_tokens: int, encoded: dict[str, Array]) -> None:
+        """A source was read: what the encoder gave of it, by name."""
+        self._lanes[lane] = source_tokens, encoded
 
     def commit(self, lane: int, slot: int, length: int) -> None:
-        """Copy what a lane holds to a slot."""
-        number, row = self._lane[lane]
-        self.pools[number].copy(self.lanes[number], row, self._place(slot, number))
+        """Begin an answer in a slot with what a lane holds, and empty the lane."""
+        source_tokens, encoded = self._lanes.pop(lane)
+        number = self.pool_of(source_tokens)
+        self.pools[number].begin(self._place(slot, number), source_tokens, encoded)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy one slot to another."""
         number, row = self._slot[source]
-        pool = self.pools[number]
-        place = self._place(target, number)
-        pool.copy(pool, row, place)
+        self.pools[number].copy(row, self._place(target, number))
 
     def keep_first(self, slots: int) -> None:
-        """Forget what is in slots from that one on: nobody decodes there any more."""
+        """Forget what is in slots from that one on."""
         if len(self._slot) <= slots:
             return
         for slot in [slot for slot in self._slot if slot >= slots]:
@@ -171,6 +157,6 @@ class Seq2SeqMemory:
         pool = self.pools[number]
         last = pool.slots.pop()
         if last != slot:
-            pool.copy(pool, len(pool.slots), row)
+            pool.copy(len(pool.slots), row)
             pool.slots[row] = last
             self._slot[last] = number, row

@@ -33,6 +33,9 @@ class Ledger:
     def move(self, source: int, target: int, length: int) -> None:
         self.slots[target] = self.slots[source]
 
+    def keep_first(self, slots: int) -> None:
+        self.slots[slots:] = [None] * (len(self.slots) - slots)
+
     def copy_lane(self, source: int, target: int, length: int) -> None:
         self.lanes[target] = self.lanes[source]
 

@@ -7,6 +7,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyhead.server import tokenizer
 from polyhead.server.engine.text import StopStrings, TextStream
 from polyhead.server.tokenizer import Tokenizer
 from polyhead.v1 import bundle_pb2
@@ -51,6 +52,14 @@ def test_pieces_of_any_tokens_add_up_to_the_text_of_the_whole(ids: list[int]) ->
     stream = TextStream(TOKENIZER)
     pieces = [stream.push(i) for i in ids]
     assert "".join(pieces) + stream.flush() == TOKENIZER.decode(ids)
+
+
+def test_pieces_add_up_also_if_no_more_than_two_pairs_of_tokens_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "_MOST_CONTINUATIONS", 2)
+    fresh = Tokenizer(TOKENIZER._library, bundle_pb2.Tokenizer())
+    ids = fresh.encode("to be, or not to be, that is the question")
+    for stream in (TextStream(fresh), TextStream(fresh)):
+        assert "".join(map(stream.push, ids)) + stream.flush() == fresh.decode(ids)
 
 
 @pytest.mark.parametrize("tokens", [[BYTES[0xFF]], [BYTES[0xC3]], [BYTES[0xE4], BYTES[0xBD]], [VOCABULARY - 1]])

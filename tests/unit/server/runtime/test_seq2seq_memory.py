@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from polyhead.server.runtime.seq2seq_memory import Array, Pool, Seq2SeqMemory
 from polyhead.v1 import bundle_pb2
 
-SLOTS, LANES, CAPACITY, SOURCE_TOKENS = 6, 3, 5, 80
+SLOTS, CAPACITY, SOURCE_TOKENS = 6, 5, 80
 
 INPUTS = {
     "input_ids": ["batch", "1"],
@@ -32,13 +32,13 @@ class Held:
     source: int
     """Tokens."""
     positions: int
-    """Of the decoder: the start token and the answer but its last."""
+    """Of the decoder: steps so far."""
     arrays: dict[str, Array]
 
     @property
     def length(self) -> int:
         """As the engine counts it: the source's tokens and the answer's in the caches."""
-        return self.source + self.positions - 1
+        return self.source + self.positions
 
 
 class Answers(RuleBasedStateMachine):
@@ -46,24 +46,20 @@ class Answers(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = Seq2SeqMemory(
-            manifest(), slots=SLOTS, lanes=LANES, capacity=CAPACITY, source_capacity=SOURCE_TOKENS
-        )
+        self.memory = Seq2SeqMemory(manifest(), slots=SLOTS, capacity=CAPACITY, source_capacity=SOURCE_TOKENS)
         self.held: dict[int, Held] = {}
         self.random = np.random.default_rng(0)
 
-    @rule(data=st.data(), sources=st.lists(st.integers(1, SOURCE_TOKENS), min_size=1, max_size=LANES))
+    @rule(data=st.data(), sources=st.lists(st.integers(1, SOURCE_TOKENS), min_size=1, max_size=SLOTS))
     def begin(self, data: st.DataObject, sources: list[int]) -> None:
         """Sources are read together, and then each gets a slot: a new one, or one that another answer had."""
-        self.memory.clear_lanes()
-        begun = []
-        for lane, source in enumerate(sources):
-            pool, row = self.memory.enter(lane, source)
-            begun.append(self.write(pool, row, source, 1, ("memory", "state", "past")))
+        begun = [self.encoded(source) for source in sources]
+        for lane, arrays in enumerate(begun):
+            self.memory.enter(lane, sources[lane], arrays)
         for lane in data.draw(st.permutations(range(len(sources)))):
             slot = data.draw(self.any_target())
             self.memory.commit(lane, slot, sources[lane])
-            self.held[slot] = begun[lane]
+            self.held[slot] = Held(sources[lane], 0, begun[lane])
 
     @precondition(lambda self: self.held)
     @rule()
@@ -94,7 +90,8 @@ class Answers(RuleBasedStateMachine):
             assert pool.source_lengths[row] == held.source
             for part in pool.layout:
                 there = pool.arrays[part.name][part.where(row, held.source, held.positions)]
-                assert np.array_equal(there, held.arrays[part.name]), f"{part.name} of slot {slot}"
+                if part.name in held.arrays:  # nothing is in a cache before the first step
+                    assert np.array_equal(there, held.arrays[part.name]), f"{part.name} of slot {slot}"
 
     @invariant()
     def each_has_one_row_and_no_row_belongs_to_nobody(self) -> None:
@@ -108,6 +105,16 @@ class Answers(RuleBasedStateMachine):
         """Where a step finds a slot: in the pool for its source's length, whose rows are in the order of `slots`."""
         pool = self.memory.pools[self.memory.pool_of(self.held[slot].source)]
         return pool, pool.slots.index(slot)
+
+    def encoded(self, source: int) -> dict[str, Array]:
+        """As an encoder gives it of a source."""
+        layout = self.memory.pools[self.memory.pool_of(source)].layout
+        shapes = {
+            part.name: [source if axis == part.axis else size for axis, size in enumerate(part.shape)]
+            for part in layout
+            if part.kind != "past"
+        }
+        return {name: self.random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
     def write(self, pool: Pool, row: int, source: int, positions: int, kinds: tuple[str, ...]) -> Held:
         """As the graphs do, through the pool's arrays: random numbers, so that no two answers are alike."""
