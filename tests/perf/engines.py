@@ -16,6 +16,7 @@ from polyhead.server.engine.observer import EngineObserver
 from polyhead.server.engine.scheduler import GeneratorLimits
 from polyhead.server.engine.sequence import GenerationRequest, Sampling, Stopping
 from polyhead.server.runtime.decoder import Decoder
+from polyhead.server.runtime.memory import settle
 from polyhead.server.tokenizer import Tokenizer
 from tests.observers import Unwatched
 
@@ -34,6 +35,7 @@ def engine_of(
     bundle = read_bundle(folder)
     tokenizer = Tokenizer.from_file(bundle.tokenizer, bundle.manifest.tokenizer)
     decoder = Decoder(bundle.graph, bundle.manifest, slots=slots, capacity=capacity)
+    settle()
     limits = GeneratorLimits(max_queue_requests=1024, max_queue_tokens=2**20, prefill_budget_tokens=budget)
     engine = Generator(decoder, tokenizer, limits, observer or Unwatched())
     engine.start()

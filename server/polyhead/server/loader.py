@@ -17,7 +17,7 @@ from polyhead.server.errors import BundleError
 from polyhead.server.metrics import Metrics, ModelMetrics
 from polyhead.server.runtime.decoder import LANES, Decoder
 from polyhead.server.runtime.encoder import Encoder
-from polyhead.server.runtime.memory import trim
+from polyhead.server.runtime.memory import settle
 from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.server.runtime.seq2seq_memory import bytes_needed
 from polyhead.server.tokenizer import Tokenizer
@@ -95,7 +95,7 @@ class Loader:
         opening = partial(open_model, name, str(version), bundle, self._settings, observer)
         model = await in_background(opening, discard=lambda model: model.engine.close())
         await start(model)
-        await in_background(trim)  # reading a tokenizer of 49,152 tokens leaves 16 MB behind
+        await in_background(settle)  # reading a tokenizer of 49,152 tokens leaves 16 MB behind
         observer.begin()
         return model
 
