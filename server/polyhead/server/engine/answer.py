@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from polyhead.server.engine.sequence import GenerationTimes, Piece
 
-Item = Piece | BaseException
-"""What is told of an answer: what a step added, or what the engine met instead."""
+News = Piece | BaseException
+"""Of an answer: what a step added, or what the engine met instead."""
 
 
 class Answer:
@@ -21,7 +21,7 @@ class Answer:
         self.times_so_far = times_so_far
         """Of the first sample; None while it waits for a slot."""
         self._on_cancel = on_cancel
-        self._arrived: deque[Item] = deque()
+        self._arrived: deque[News] = deque()
         self._arrival: asyncio.Future[None] | None = None  # what the reader waits for
         self._samples = samples
         self._finished = 0
@@ -33,7 +33,7 @@ class Answer:
             self._over = True
             self._on_cancel()
 
-    def deliver(self, items: Iterable[Item]) -> None:
+    def deliver(self, items: Iterable[News]) -> None:
         """Called in the event loop of the caller."""
         self._arrived.extend(items)
         if self._arrival is not None and not self._arrival.done():
@@ -75,7 +75,7 @@ def _merge(pieces: list[Piece]) -> Piece:
     return merged
 
 
-Delivery = tuple[Answer, list[Item]]
+Delivery = tuple[Answer, list[News]]
 
 
 def deliver_all(deliveries: Iterable[Delivery]) -> None:

@@ -1,7 +1,7 @@
 """Continuous batching (Yu et al. 2022, Orca, section 3): one thread a model that admits, prefills, decodes and samples.
 
 An iteration prefills chunks of prompts under a token budget and then gives every decoding row its next token in one call. Requests
-come from event loops under a lock; pieces go back with one call a loop and step.
+come from event loops under a lock; pieces go back with one call a loop, those of several quick steps together.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from concurrent.futures import Future
 
 import structlog
 
-from polyhead.server.engine.answer import Answer, Delivery, Item, deliver_all
+from polyhead.server.engine.answer import Answer, Delivery, News, deliver_all
 from polyhead.server.engine.observer import EngineObserver
 from polyhead.server.engine.prefixes import PrefixCache
 from polyhead.server.engine.scheduler import Chunk, GeneratorLimits, Scheduler
@@ -29,9 +29,9 @@ from polyhead.server.tokenizer import Tokenizer
 log = structlog.get_logger(__name__)
 
 TOLD_TOGETHER_SECONDS = 0.002
-"""First tokens that come in so short a time wake their event loop once, and what is in the middle of several answers reaches their
-readers together. Waking a loop takes about 0.1 ms, as long as a small model takes to read a prompt; a reader, as long as its row's
-share of a step."""
+"""First tokens that come in so short a time wake their event loop once, and tokens in the middle of answers reach their readers
+together if several rows decode. Waking a loop takes about 0.1 ms, as long as a small model takes to read a prompt; a reader, as long as
+its row's share of a step."""
 
 
 class Generator:
@@ -56,18 +56,23 @@ class Generator:
         self._clock = clock
         self._slots = Slots(decoder.slots, decoder.lanes, decoder.memory)
         chunk_tokens = decoder.prefill_chunk
-        lanes_hold = decoder.capacity if decoder.continues_prompt else decoder.longest_prompt
         prefixes = None  # of sources there are none: each is read as a whole
         if isinstance(decoder, Decoder):
             prefixes = PrefixCache(decoder.lanes, decoder.prefix_slots, decoder.memory, chunk_tokens)
         self._scheduler = Scheduler(
-            self._slots, prefixes, limits, chunk_tokens=chunk_tokens, capacity=lanes_hold, pads=decoder.continues_prompt
+            self._slots,
+            prefixes,
+            limits,
+            chunk_tokens=chunk_tokens,
+            capacity=decoder.capacity,
+            pads=decoder.continues_prompt,
         )
         self._stepper = Stepper(decoder, tokenizer, observer, clock)
         self._answers: dict[Sequence, Answer] = {}
-        self._deliveries: dict[Answer, list[Item]] = {}  # not yet told
+        self._deliveries: dict[Answer, list[News]] = {}  # not yet told
         self._urgent: set[Answer] = set()  # of these, to be told at once
-        self._told_everything = -math.inf  # when
+        self._told_everything_at = -math.inf
+        self._seconds_per_token_read = math.inf  # in the last call
         self._wake = threading.Condition()
         self._draining = self._closing = False
         self._some_left = False  # callers: their rows have to be freed before the next step
@@ -220,6 +225,8 @@ class Generator:
         told = self._clock()
         while calls := self._next_calls():
             for chunks in calls:
+                if self._seconds_per_token_read * sum(c.tokens for c in chunks) > TOLD_TOGETHER_SECONDS:
+                    self._publish(everything=True)  # nobody's token waits for somebody else's long prompt
                 self._prefill(chunks)
                 if self._clock() - told > TOLD_TOGETHER_SECONDS:
                     self._publish()
@@ -258,8 +265,10 @@ class Generator:
 
     def _prefill(self, chunks: list[Chunk]) -> None:
         """One call; if it fails, one for each chunk, so that a failure is only told to whose it is."""
+        began = self._clock()
         try:
             out = self._stepper.prefill(chunks)
+            self._seconds_per_token_read = (self._clock() - began) / sum(chunk.tokens for chunk in chunks)
         except Exception as error:
             log.exception("a prefill failed", rows=len(chunks))
             if len(chunks) == 1:
@@ -328,25 +337,26 @@ class Generator:
         elapsed, known = sequence.last_token - sequence.started, self._seconds_per_request
         self._seconds_per_request = known + 0.1 * (elapsed - known) if known else elapsed
 
-    def _tell(self, answer: Answer, item: Item, *, urgent: bool) -> None:
+    def _tell(self, answer: Answer, item: News, *, urgent: bool) -> None:
         """Remember for `_publish`."""
         self._deliveries.setdefault(answer, []).append(item)
         if urgent:
             self._urgent.add(answer)
 
-    def _publish(self) -> None:
-        """Send what has gathered, one call for each event loop: all of it, if that has not just been done for other rows' steps, else
-        what is urgent."""
+    def _publish(self, everything: bool = False) -> None:
+        """Send what has gathered, one call for each event loop: what is urgent; all of it if that is asked for, if a single row decodes or
+        if it is a while since that was done."""
         if not self._deliveries:
             return
-        now, telling = self._clock(), self._deliveries
-        if len(self._slots.decoding) > 1 and now - self._told_everything < TOLD_TOGETHER_SECONDS:
-            telling = {answer: self._deliveries.pop(answer) for answer in self._urgent}
+        now, due = self._clock(), self._deliveries
+        a_while = now - self._told_everything_at >= TOLD_TOGETHER_SECONDS
+        if everything or a_while or len(self._slots.decoding) < 2:
+            self._deliveries, self._told_everything_at = {}, now
         else:
-            self._deliveries, self._told_everything = {}, now
+            due = {answer: self._deliveries.pop(answer) for answer in self._urgent}
         self._urgent.clear()
         by_loop: defaultdict[asyncio.AbstractEventLoop, list[Delivery]] = defaultdict(list)
-        for answer, items in telling.items():
+        for answer, items in due.items():
             by_loop[answer.loop].append((answer, items))
         for loop, deliveries in by_loop.items():
             try:

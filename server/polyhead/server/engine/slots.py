@@ -13,13 +13,13 @@ class SlotMemory(Protocol):
     """What the runtime does with the cache itself; lengths in tokens."""
 
     def commit(self, lane: int, slot: int, length: int) -> None:
-        """Copy the first tokens of a lane to a slot."""
+        """Copy the first tokens of a lane to a slot; the lane may be empty afterwards."""
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of one slot to another."""
 
     def keep_first(self, slots: int) -> None:
-        """Nobody decodes in slots from that one on."""
+        """Nobody decodes in slots from that one on any more. Called whenever slots are given up: a step is of all that are not."""
 
 
 class Slots:

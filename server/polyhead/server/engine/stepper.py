@@ -43,8 +43,8 @@ class Stepper:
         self._tokenizer = tokenizer
         self._observer = observer
         self._clock = clock
-        # What stands before the answer to a source; whatever continues its prompt has a token when it comes to a step.
-        self._start = decoder.start_token_id if isinstance(decoder, Seq2SeqDecoder) else -1
+        self._start = decoder.start_token_id if isinstance(decoder, Seq2SeqDecoder) else None
+        """What stands before the answer to a source; whatever continues its prompt has a token when it comes to a step."""
         self._progress: dict[Sequence, Progress] = {}
         self._searches: dict[Sequence, BeamSearch] = {}  # by the first of its rows
         self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
@@ -92,7 +92,8 @@ class Stepper:
         padded = max(2, *(c.tokens for c in chunks)) * len(chunks)
         computed = padded if self._decoder.continues_prompt else tokens  # sources are read one by one, unpadded
         self._ran(began, rows=len(chunks), tokens=tokens, padding=computed - tokens)
-        if every and out is not None:
+        if every:
+            assert out is not None, "a source has no log-probabilities"
             following = first.sequence.request.prompt[first.start + 1 : first.end + 1]
             self._progress[first.sequence].add_prompt_logprobs(following, out)
         return out

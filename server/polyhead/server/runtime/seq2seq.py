@@ -51,7 +51,7 @@ class Seq2SeqDecoder:
     ) -> None:
         """Raises BundleError if a graph can't be opened. `capacity`, `source_capacity`: tokens of an answer and of a source."""
         self.slots = slots
-        self.lanes = slots  # they hold little, and answers to sources that come together begin in one step
+        self.lanes = slots  # while answers go on, as many sources may be read in an iteration as there are lanes
         self.capacity = capacity
         self.longest_prompt = source_capacity
         self.prefill_chunk = source_capacity
@@ -59,10 +59,10 @@ class Seq2SeqDecoder:
         self.start_token_id = manifest.seq2seq.start_token_id
         self._encoder, self._decoder = (open_session(folder / graph.file) for graph in manifest.graphs)
         self._files = FilePages(folder)
-        self._names = {node.name for node in self._decoder.get_inputs()}
+        self._decoder_inputs = {node.name for node in self._decoder.get_inputs()}
         self.has_alignment = "alignment" in {node.name for node in self._decoder.get_outputs()}
         kept = parts(manifest, source_capacity, capacity)
-        self._names_encoded = [part.name for part in kept if part.kind != "past"]
+        self._encoder_outputs = [part.name for part in kept if part.kind != "past"]
         self.memory = Seq2SeqMemory(manifest, slots=slots, capacity=capacity, source_capacity=source_capacity)
         self._bindings: dict[tuple[int, int, int], _Binding] = {}
         self._wholes: dict[tuple[int, int], StepOutput] = {}  # of steps of several pools, by rows and candidates
@@ -88,13 +88,13 @@ class Seq2SeqDecoder:
         adapter: str = "",
     ) -> None:
         """Read whole sources (S,) into neighbouring lanes from `lane` on, each by itself. There is no output yet: an answer's first
-        step is one of `decode`. `adapter` is empty: such models have none."""
+        step is one of `decode`. What other decoders' calls say besides, of the past, candidates and adapters, means nothing here."""
         for at, source in enumerate(chunks, lane):
             self._encode(at, source)
 
     def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0, *, adapter: str = "") -> StepOutput:
-        """Append one token to each of the slots 0 to B - 1, which hold `past` (B,) tokens of source and answer; N is B. An answer
-        begins with the start token, which counts from the next step on."""
+        """Append one token to each of the slots 0 to B - 1, which hold `past` (B,) tokens of source and answer; N is B. The first step
+        of an answer appends the start token; `past` does not count it."""
         assert first == 0, (
             "an answer that is not the continuation of its prompt has no guesses, and so no steps of its own"
         )
@@ -115,12 +115,12 @@ class Seq2SeqDecoder:
 
     def _encode(self, lane: int, source: Array) -> None:
         encoded = self._encoder.run(
-            self._names_encoded,
+            self._encoder_outputs,
             {"input_ids": source[None].astype(np.int64), "lengths": np.array([len(source)], np.int32)},
         )
         if not all(np.isfinite(array).all() for array in encoded):  # they would stay where shorter sources come next
             raise ArithmeticError("the encoder gave numbers that are none")
-        self.memory.enter(lane, len(source), dict(zip(self._names_encoded, (a[0] for a in encoded), strict=True)))
+        self.memory.enter(lane, len(source), dict(zip(self._encoder_outputs, (a[0] for a in encoded), strict=True)))
 
     def _advance(self, pool: Pool, tokens: Array, held: Array, top_k: int) -> StepOutput:
         """A step of the rows of one pool, which hold so many tokens of source and answer."""
@@ -174,7 +174,7 @@ class Seq2SeqDecoder:
         output = self._output(id(pool), rows, top_k, pool.source_capacity)
         io = self._decoder.io_binding()
         for name, array in inputs.items():
-            if name in self._names:  # recurrent decoders need no positions, and without attention no lengths
+            if name in self._decoder_inputs:  # recurrent decoders need no positions, and without attention no lengths
                 _bind(io.bind_input, name, array)
         for name in (*_OUTPUTS, "alignment") if self.has_alignment else _OUTPUTS:
             _bind(io.bind_output, name, getattr(output, name))

@@ -90,8 +90,9 @@ class Pool:
 
     def begin(self, row: int, source_tokens: int, encoded: dict[str, Array]) -> None:
         """An answer of which nothing is there yet but what the encoder gave: its memory (…, source_tokens, …) and state."""
-        for name, array in encoded.items():
-            self.arrays[name][row][tuple(map(slice, array.shape))] = array
+        for part in self.layout:
+            if part.kind != "past":
+                self.arrays[part.name][part.where(row, source_tokens, 0)] = encoded[part.name]
         self.source_lengths[row], self.answer_lengths[row] = source_tokens, 0
 
     def copy(self, source: int, target: int) -> None:

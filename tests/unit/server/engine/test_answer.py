@@ -1,6 +1,7 @@
 """How pieces reach who waits for them."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -11,7 +12,9 @@ from polyhead.server.engine import generator
 from polyhead.server.engine.answer import Answer, deliver_all
 from polyhead.server.engine.generator import Generator
 from polyhead.server.engine.sequence import FinishReason, GenerationRequest, Piece, Sampling, Stopping
-from tests.decoders import LIMITS, byte_tokenizer, tiny_decoder
+from polyhead.server.errors import Unavailable
+from polyhead.server.runtime.decoder import Decoder, StepOutput
+from tests.decoders import CAPACITY, LIMITS, byte_tokenizer, tiny_decoder, tiny_graph, tiny_manifest
 from tests.observers import Unwatched
 from tests.turns import started
 
@@ -47,18 +50,76 @@ async def test_first_tokens_that_come_soon_after_each_other_wake_the_loop_once(
     monkeypatch: pytest.MonkeyPatch, seconds: float, times: int
 ) -> None:
     """Prompts that differ too much in length to share a call, and whose first token is the last one."""
-    assert await wakes(monkeypatch, seconds, [(5,), tuple(range(1, 17))], tokens=1) == times
+    woken, _ = await read_all(monkeypatch, seconds, [(5,), tuple(range(1, 17))], tokens=1)
+    assert woken == times
 
 
 @pytest.mark.parametrize(("answers", "seconds", "times"), [(2, 60.0, 2), (2, 0.0, 8), (1, 60.0, 8)])
 async def test_what_is_in_the_middle_of_several_answers_is_told_together_and_of_a_single_one_step_by_step(
     monkeypatch: pytest.MonkeyPatch, answers: int, seconds: float, times: int
 ) -> None:
-    assert await wakes(monkeypatch, seconds, [(5,)] * answers, tokens=8) == times
+    woken, _ = await read_all(monkeypatch, seconds, [(5,)] * answers, tokens=8)
+    assert woken == times
 
 
-async def wakes(monkeypatch: pytest.MonkeyPatch, seconds: float, prompts: list[tuple[int, ...]], tokens: int) -> int:
-    """How often an engine calls the event loop of who reads its answers, which begin together and have so many tokens."""
+async def test_answers_are_the_same_told_together_and_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [(5,), (6, 7), (8,) * 20]
+    at_once, together = [(await read_all(monkeypatch, seconds, prompts, tokens=9, samples=2))[1] for seconds in (0, 60)]
+    assert at_once == together
+
+
+class Slow(Decoder):
+    """Reads prompts in an hour each by its own clock, on which everything else takes no time. From the third on it first waits until
+    somebody has read on."""
+
+    hours = 0.0
+    has_read_on = threading.Event()
+
+    def prefill(self, *args: Any, **kwargs: Any) -> StepOutput:
+        self.hours += 1
+        assert self.hours < 3 or self.has_read_on.wait(60), "what was there already came no earlier"
+        return super().prefill(*args, **kwargs)
+
+
+async def test_tokens_in_the_middle_of_answers_do_not_wait_for_a_prompt_that_takes_long() -> None:
+    decoder = Slow(tiny_graph(), tiny_manifest(), slots=4, capacity=CAPACITY)
+    engine = Generator(decoder, byte_tokenizer(), LIMITS, Unwatched(), clock=lambda: 3600 * decoder.hours)
+    greedy, stopping = Sampling(seed=0, temperature=0.0), Stopping(max_tokens=60, ignore_eos=True)
+    engine.start()
+    first, second = (engine.submit(GenerationRequest(prompt, greedy, stopping)) for prompt in ((5,), (6,) * 16))
+    await anext(first)
+    await anext(second)
+    third = engine.submit(GenerationRequest((7,), greedy, stopping))
+    await anext(first)
+    decoder.has_read_on.set()
+    await anext(third)
+    engine.close()
+
+
+async def test_who_still_reads_when_the_engine_closes_gets_all_tokens_before_the_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(generator, "TOLD_TOGETHER_SECONDS", 60.0)
+    engine = Generator(tiny_decoder(4), byte_tokenizer(), LIMITS, Unwatched())
+    request = GenerationRequest((5,), Sampling(seed=0, temperature=0.0), Stopping(max_tokens=60, ignore_eos=True))
+    engine.start()
+    alone = [token async for piece in engine.submit(request) for token in piece.token_ids]
+    answers = [engine.submit(request) for _ in range(2)]
+    told = [list((await anext(answer)).token_ids) for answer in answers]
+    engine.close()
+    for answer, tokens in zip(answers, told, strict=True):
+        with suppress(Unavailable):  # unless it was over by then
+            async for piece in answer:
+                tokens += piece.token_ids
+        assert len(tokens) > 1
+        assert tokens == alone[: len(tokens)]
+
+
+async def read_all(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, prompts: list[tuple[int, ...]], tokens: int, samples: int = 1
+) -> tuple[int, list[list[tuple[str, list[int]]]]]:
+    """How often an engine calls the event loop of who reads its answers, which begin together and have so many tokens; and text and
+    tokens of each sample of each answer."""
     monkeypatch.setattr(generator, "TOLD_TOGETHER_SECONDS", seconds)
     loop, woken = asyncio.get_running_loop(), 0
     wake = loop.call_soon_threadsafe
@@ -71,9 +132,15 @@ async def wakes(monkeypatch: pytest.MonkeyPatch, seconds: float, prompts: list[t
     monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
     engine = Generator(tiny_decoder(4), byte_tokenizer(), LIMITS, Unwatched())
     greedy, stopping = Sampling(seed=0, temperature=0.0), Stopping(max_tokens=tokens, ignore_eos=True)
-    answers = [engine.submit(GenerationRequest(prompt, greedy, stopping)) for prompt in prompts]
+    answers = [engine.submit(GenerationRequest(prompt, greedy, stopping, samples=samples)) for prompt in prompts]
     engine.start()
+    told = []
     for answer in answers:
-        assert len([token async for piece in answer for token in piece.token_ids]) == tokens
+        of_samples: list[tuple[str, list[int]]] = [("", [])] * samples
+        async for piece in answer:
+            text, ids = of_samples[piece.sample_index]
+            of_samples[piece.sample_index] = text + piece.text, [*ids, *piece.token_ids]
+        told.append(of_samples)
     engine.close()
-    return woken
+    assert all(len(ids) == tokens for of_samples in told for _, ids in of_samples)
+    return woken, told

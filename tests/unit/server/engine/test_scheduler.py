@@ -292,6 +292,7 @@ def test_whatever_copy_fails_a_prompt_that_is_given_up_leaves_nothing_behind(ref
                 policy.finish(chunk.sequence)
             policy.check_integrity()
             assert all(ledger.slots[s.slot] is (three if s in three.siblings else s) for s in pool.decoding)
+            assert not any(ledger.slots[len(pool.decoding) :]), "slots that nobody decodes in were not given up"
     assert failures == 1
     for decoding in reversed(list(pool.decoding)):
         policy.finish(decoding)

@@ -16,7 +16,7 @@ from polyhead.server.runtime.seq2seq import Seq2SeqDecoder
 from polyhead.server.tokenizer import Tokenizer
 from tests.decoders import LIMITS
 from tests.observers import Unwatched
-from tests.translators import ANSWER_TOKENS, DEEP, SOURCE_TOKENS, TRANSFORMER, translators_folder
+from tests.translators import ANSWER_TOKENS, ATTENTION, DEEP, SOURCE_TOKENS, TRANSFORMER, translators_folder
 
 SLOTS = 5
 
@@ -27,7 +27,7 @@ REQUESTS = st.builds(
     ),
     sampling=st.builds(Sampling, seed=st.integers(0, 2**64 - 1), temperature=st.sampled_from([0.0, 1.0, 1.5])),
     stopping=st.builds(Stopping, max_tokens=st.integers(1, ANSWER_TOKENS)),
-    logprobs=st.just(1),
+    logprobs=st.sampled_from([None, 1]),
     samples=st.integers(1, 2),
     beam_search=st.sampled_from([None, None, BeamOptions(2), BeamOptions(4, 0.0)]),
     return_alignment=st.booleans(),
@@ -62,6 +62,7 @@ async def told(engine: Generator, request: GenerationRequest, leaves_after: int 
         (
             sample,
             [token for piece in pieces if piece.sample_index == sample for token in piece.token_ids],
+            "".join(piece.text for piece in pieces if piece.sample_index == sample),
             [entry for piece in pieces if piece.sample_index == sample for entry in piece.logprobs],
             [
                 (piece.score, [row.tolist() for row in piece.alignment])
@@ -73,7 +74,7 @@ async def told(engine: Generator, request: GenerationRequest, leaves_after: int 
     )
 
 
-@pytest.mark.parametrize("name", [DEEP, TRANSFORMER])
+@pytest.mark.parametrize("name", [ATTENTION, DEEP, TRANSFORMER])
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(REQUESTS, st.sampled_from([None, None, None, 0, 3])), min_size=2, max_size=9))
 def test_an_answer_does_not_depend_on_the_other_sources(
