@@ -10,9 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+import pytest
 
 from polyhead.v1 import inference_pb2
 from tests.unit.client.scripted_server import Failure, ScriptedServer
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Shells let what they start in the background ignore it, and whatever that starts inherits it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def start(arguments: list[str], target: str = "127.0.0.1:1") -> subprocess.Popen[str]:
