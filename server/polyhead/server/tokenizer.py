@@ -37,8 +37,8 @@ Text = str | tuple[str, str]
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What `decode` gives for bytes that are no character, perhaps not yet."""
 
-_MOST_CONTINUATIONS = 65_536
-"""Pairs of tokens whose text is remembered, some 10 MB."""
+_MOST_CONTINUATIONS = 16_384
+"""Pairs of tokens whose text is remembered, some 3 MB."""
 
 
 class Tokenizer:
