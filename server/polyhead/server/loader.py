@@ -95,7 +95,11 @@ class Loader:
         opening = partial(open_model, name, str(version), bundle, self._settings, observer)
         model = await in_background(opening, discard=lambda model: model.engine.close())
         await start(model)
-        await in_background(settle)  # reading a tokenizer of 49,152 tokens leaves 16 MB behind
+        try:
+            await in_background(settle)  # reading a tokenizer of 49,152 tokens leaves 16 MB behind
+        except BaseException:  # cancelled meanwhile: nobody else knows the model yet
+            await in_background(model.engine.close)
+            raise
         observer.begin()
         return model
 

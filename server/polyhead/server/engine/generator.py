@@ -33,6 +33,9 @@ TOLD_TOGETHER_SECONDS = 0.002
 together if several rows decode. Waking a loop takes about 0.1 ms, as long as a small model takes to read a prompt; a reader, as long as
 its row's share of a step."""
 
+LEAST_READ = 8
+"""Tokens of a prompt that take about as long to read as one does."""
+
 
 class Generator:
     """The engine of one decoder. `start` it once; `submit` from any event loop; `drain` or `close` it at the end."""
@@ -225,7 +228,10 @@ class Generator:
         told = self._clock()
         while calls := self._next_calls():
             for chunks in calls:
-                if self._seconds_per_token_read * sum(c.tokens for c in chunks) > TOLD_TOGETHER_SECONDS:
+                if (
+                    self._seconds_per_token_read * max(LEAST_READ, sum(c.tokens for c in chunks))
+                    > TOLD_TOGETHER_SECONDS
+                ):
                     self._publish(everything=True)  # nobody's token waits for somebody else's long prompt
                 self._prefill(chunks)
                 if self._clock() - told > TOLD_TOGETHER_SECONDS:
@@ -268,7 +274,6 @@ class Generator:
         began = self._clock()
         try:
             out = self._stepper.prefill(chunks)
-            self._seconds_per_token_read = (self._clock() - began) / sum(chunk.tokens for chunk in chunks)
         except Exception as error:
             log.exception("a prefill failed", rows=len(chunks))
             if len(chunks) == 1:
@@ -277,6 +282,8 @@ class Generator:
             for chunk in chunks:
                 self._prefill([chunk])
             return
+        tokens = max(LEAST_READ, sum(chunk.tokens for chunk in chunks))
+        self._seconds_per_token_read = (self._clock() - began) / tokens
         begun: list[tuple[int, Chunk]] = []
         for row, chunk in enumerate(chunks):
             try:

@@ -21,7 +21,7 @@ def ctrl_c_is_heard() -> Iterator[None]:
     """Shells let what they start in the background ignore it, and whatever that starts inherits it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def start(arguments: list[str], target: str = "127.0.0.1:1") -> subprocess.Popen[str]:

@@ -72,8 +72,10 @@ class Slow(Decoder):
     """Reads prompts in an hour each by its own clock, on which everything else takes no time. From the third on it first waits until
     somebody has read on."""
 
-    hours = 0.0
-    has_read_on = threading.Event()
+    def __init__(self) -> None:
+        super().__init__(tiny_graph(), tiny_manifest(), slots=4, capacity=CAPACITY)
+        self.hours = 0
+        self.has_read_on = threading.Event()
 
     def prefill(self, *args: Any, **kwargs: Any) -> StepOutput:
         self.hours += 1
@@ -82,9 +84,9 @@ class Slow(Decoder):
 
 
 async def test_tokens_in_the_middle_of_answers_do_not_wait_for_a_prompt_that_takes_long() -> None:
-    decoder = Slow(tiny_graph(), tiny_manifest(), slots=4, capacity=CAPACITY)
+    decoder = Slow()
     engine = Generator(decoder, byte_tokenizer(), LIMITS, Unwatched(), clock=lambda: 3600 * decoder.hours)
-    greedy, stopping = Sampling(seed=0, temperature=0.0), Stopping(max_tokens=60, ignore_eos=True)
+    greedy, stopping = Sampling(seed=0, temperature=0.0), Stopping(max_tokens=200, ignore_eos=True)
     engine.start()
     first, second = (engine.submit(GenerationRequest(prompt, greedy, stopping)) for prompt in ((5,), (6,) * 16))
     await anext(first)
@@ -93,6 +95,7 @@ async def test_tokens_in_the_middle_of_answers_do_not_wait_for_a_prompt_that_tak
     await anext(first)
     decoder.has_read_on.set()
     await anext(third)
+    assert decoder.hours == 3
     engine.close()
 
 

@@ -1,10 +1,10 @@
 """Pages of mapped files are given back, and what was written into a mapping is kept; memory in use lies in large pages."""
 
 import mmap
+import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -54,28 +54,13 @@ def test_what_a_call_reads_of_large_files_goes_again(tmp_path: Path, size: int, 
     assert resident_kilobytes(table) == (0 if goes else size // 1024)
 
 
-LARGE = 2 * 1024 * 1024
-
-
-def anonymous() -> mmap.mmap:
-    return mmap.mmap(-1, 8 * LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-
-
-def address_of(memory: Any) -> int:
-    return np.frombuffer(memory, np.uint8).ctypes.data
-
-
-def resident_pages(memory: mmap.mmap) -> int:
-    with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:
-        pages.seek(address_of(memory) // mmap.PAGESIZE * 8)
-        entries = np.frombuffer(pages.read(len(memory) // mmap.PAGESIZE * 8), np.uint64)
-    return int((entries >> np.uint64(63)).sum())
+PAGE_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 
 
 def bytes_in_large_pages(address: int) -> int:
     """Of the mapping there."""
-    lines = iter(SMAPS.read_text().splitlines())
-    for line in lines:
+    inside = False
+    for line in SMAPS.read_text(errors="surrogateescape").splitlines():
         if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
             inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
         elif inside and line.startswith("AnonHugePages:"):
@@ -83,14 +68,41 @@ def bytes_in_large_pages(address: int) -> int:
     raise LookupError(hex(address))
 
 
-def test_memory_in_use_comes_to_lie_in_large_pages_and_what_is_free_or_asks_for_small_ones_is_left_alone() -> None:
-    full, sparse, small = anonymous(), anonymous(), untouched_zeros((8 * LARGE,), np.uint8)
-    full[:] = content = np.random.default_rng(0).bytes(len(full))
-    sparse[:: 2 * mmap.PAGESIZE] = b"s" * (len(sparse) // (2 * mmap.PAGESIZE))
+def own_bytes(address: int, size: int) -> int:
+    """In memory, and nobody else's."""
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:
+        pages.seek(address // mmap.PAGESIZE * 8)
+        entries = np.frombuffer(pages.read(size // mmap.PAGESIZE * 8), np.uint64)
+    return mmap.PAGESIZE * int((entries >> np.uint64(56) & np.uint64(1)).sum())
+
+
+@pytest.mark.skipif(
+    not PAGE_SIZE.exists() or "[madvise]" not in PAGE_SIZE.with_name("enabled").read_text(),
+    reason="this system has no large pages, or gives and merges them by itself",
+)
+def test_only_what_is_written_and_asks_for_no_small_pages_comes_to_lie_in_large_ones() -> None:
+    large = int(PAGE_SIZE.read_text())
+    memory = mmap.mmap(-1, 4 * large, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    place = np.frombuffer(memory, np.uint8)
+    start = -place.ctypes.data % large
+    written, read, sparse = (place[start + i * large : start + (i + 1) * large] for i in range(3))
+    written[:] = content = np.random.default_rng(0).integers(0, 256, large, np.uint8)
+    sparse[:: 2 * mmap.PAGESIZE] = 1
+    assert not read[:: mmap.PAGESIZE].any()
+    small = untouched_zeros((4 * large,), np.uint8)
     small[:] = 1
     if not use_large_pages():
         pytest.skip("this system collapses no pages")
-    assert bytes_in_large_pages(address_of(full)) >= 7 * LARGE
+    assert bytes_in_large_pages(place.ctypes.data) >= large
     assert bytes_in_large_pages(small.ctypes.data) == 0
-    assert resident_pages(sparse) == len(sparse) // (2 * mmap.PAGESIZE)
-    assert full[:] == content
+    assert own_bytes(read.ctypes.data, large) == 0
+    assert own_bytes(sparse.ctypes.data, large) == large // 2
+    assert np.array_equal(written, content)
+
+
+def test_names_of_mapped_files_may_be_any_bytes(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9"
+    Path(os.fsdecode(path)).write_bytes(b"x" * mmap.PAGESIZE)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):  # noqa: PTH123
+        FilePages(tmp_path)
+        use_large_pages()
