@@ -74,8 +74,15 @@ class Slow(Decoder):
 
     def __init__(self) -> None:
         super().__init__(tiny_graph(), tiny_manifest(), slots=4, capacity=CAPACITY)
-        self.hours = 0
-        self.has_read_on = threading.Event()
+        self.hours = self.pairs = 0
+        self.has_more_to_tell, self.third_is_there, self.has_read_on = (threading.Event() for _ in range(3))
+
+    def decode(self, tokens: Any, *args: Any, **kwargs: Any) -> StepOutput:
+        self.pairs += len(tokens) == 2
+        if self.pairs == 2:  # the first two have got tokens behind their first ones
+            self.has_more_to_tell.set()
+            assert self.third_is_there.wait(60)
+        return super().decode(tokens, *args, **kwargs)
 
     def prefill(self, *args: Any, **kwargs: Any) -> StepOutput:
         self.hours += 1
@@ -86,12 +93,14 @@ class Slow(Decoder):
 async def test_tokens_in_the_middle_of_answers_do_not_wait_for_a_prompt_that_takes_long() -> None:
     decoder = Slow()
     engine = Generator(decoder, byte_tokenizer(), LIMITS, Unwatched(), clock=lambda: 3600 * decoder.hours)
-    greedy, stopping = Sampling(seed=0, temperature=0.0), Stopping(max_tokens=200, ignore_eos=True)
+    greedy, stopping = Sampling(seed=0, temperature=0.0), Stopping(max_tokens=60, ignore_eos=True)
     engine.start()
     first, second = (engine.submit(GenerationRequest(prompt, greedy, stopping)) for prompt in ((5,), (6,) * 16))
     await anext(first)
     await anext(second)
+    assert await asyncio.to_thread(decoder.has_more_to_tell.wait, 60)
     third = engine.submit(GenerationRequest((7,), greedy, stopping))
+    decoder.third_is_there.set()
     await anext(first)
     decoder.has_read_on.set()
     await anext(third)
