@@ -89,7 +89,7 @@ def batches(sources: list[tuple[int, ...]], rows: int) -> Iterator[list[tuple[in
 def print_steps(decoder: Seq2SeqDecoder, rows: int) -> None:
     for room in pool_lengths(decoder.longest_prompt):
         source = np.full(room, decoder.start_token_id)
-        read = fastest(lambda source=source: decoder.prefill(0, [source], [0], 1))  # type: ignore[misc]
+        read = fastest(lambda source=source: decoder.read(0, [source]))  # type: ignore[misc]
         steps = []
         for count in (1, rows):
             read_sources(decoder, [source.tolist()] * count)

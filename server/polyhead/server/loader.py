@@ -95,11 +95,6 @@ class Loader:
         opening = partial(open_model, name, str(version), bundle, self._settings, observer)
         model = await in_background(opening, discard=lambda model: model.engine.close())
         await start(model)
-        try:
-            await in_background(settle)  # reading a tokenizer of 49,152 tokens leaves 16 MB behind
-        except BaseException:  # cancelled meanwhile: nobody else knows the model yet
-            await in_background(model.engine.close)
-            raise
         observer.begin()
         return model
 
@@ -135,6 +130,7 @@ async def start(model: LiveModel) -> None:
     model.engine.start()
     try:
         await warm_up(model)
+        await in_background(settle)  # reading a tokenizer of 49,152 tokens leaves 16 MB behind
     except BaseException:
         model.engine.close()
         raise

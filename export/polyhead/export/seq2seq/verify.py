@@ -81,7 +81,7 @@ def read_sources(decoder: Seq2SeqDecoder, sources: Sequence[Sequence[int]]) -> N
     """Put sources into slots 0, 1, 2, …, in the place of what was there. Returns how many tokens each holds."""
     decoder.memory.keep_first(0)
     for slot, source in enumerate(sources):
-        decoder.prefill(0, [np.array(source)], [0], 1)
+        decoder.read(0, [np.array(source)])
         decoder.memory.commit(0, slot, len(source))
     return np.array([len(source) for source in sources])
 

@@ -228,10 +228,7 @@ class Generator:
         told = self._clock()
         while calls := self._next_calls():
             for chunks in calls:
-                if (
-                    self._seconds_per_token_read * max(LEAST_READ, sum(c.tokens for c in chunks))
-                    > TOLD_TOGETHER_SECONDS
-                ):
+                if self._seconds_per_token_read * tokens_to_read(chunks) > TOLD_TOGETHER_SECONDS:
                     self._publish(everything=True)  # nobody's token waits for somebody else's long prompt
                 self._prefill(chunks)
                 if self._clock() - told > TOLD_TOGETHER_SECONDS:
@@ -282,8 +279,7 @@ class Generator:
             for chunk in chunks:
                 self._prefill([chunk])
             return
-        tokens = max(LEAST_READ, sum(chunk.tokens for chunk in chunks))
-        self._seconds_per_token_read = (self._clock() - began) / tokens
+        self._seconds_per_token_read = (self._clock() - began) / tokens_to_read(chunks)
         begun: list[tuple[int, Chunk]] = []
         for row, chunk in enumerate(chunks):
             try:
@@ -371,3 +367,8 @@ class Generator:
             except RuntimeError:  # that loop is closed: nobody waits there any more
                 for answer, _ in deliveries:
                     answer.cancel()
+
+
+def tokens_to_read(chunks: list[Chunk]) -> int:
+    """In one call; what reading takes grows with them."""
+    return max(LEAST_READ, sum(chunk.tokens for chunk in chunks))

@@ -72,13 +72,18 @@ class Stepper:
     def prefill(self, chunks: list[Chunk]) -> StepOutput | None:
         """Put chunks of neighbouring lanes into the cache. The output has a row for the last position of each; for a single one that
         wants every position it has all, the last one last. None after sources: their answers begin with the next step."""
+        first, tokens = chunks[0], sum(c.tokens for c in chunks)
+        prompts = [np.array(c.sequence.request.prompt[c.start : c.end], np.int64) for c in chunks]
+        if isinstance(self._decoder, Seq2SeqDecoder):
+            began = self._clock()
+            self._decoder.read(first.sequence.lane, prompts)
+            self._ran(began, rows=len(chunks), tokens=tokens, padding=0)
+            return None
         for chunk in chunks:
-            if chunk.is_last and self._decoder.continues_prompt:
+            if chunk.is_last:
                 self._prepare([chunk.sequence, *chunk.sequence.siblings])
-        first = chunks[0]
         every = first.wants_every_position
         top_k = self._top_k([c.sequence for c in chunks if c.is_last or every])
-        prompts = [np.array(c.sequence.request.prompt[c.start : c.end], np.int64) for c in chunks]
         began = self._clock()
         out = self._decoder.prefill(
             first.sequence.lane,
@@ -88,12 +93,9 @@ class Stepper:
             every_position=every,
             adapter=first.sequence.request.adapter,
         )
-        tokens = sum(c.tokens for c in chunks)
         padded = max(2, *(c.tokens for c in chunks)) * len(chunks)
-        computed = padded if self._decoder.continues_prompt else tokens  # sources are read one by one, unpadded
-        self._ran(began, rows=len(chunks), tokens=tokens, padding=computed - tokens)
+        self._ran(began, rows=len(chunks), tokens=tokens, padding=padded - tokens)
         if every:
-            assert out is not None, "a source has no log-probabilities"
             following = first.sequence.request.prompt[first.start + 1 : first.end + 1]
             self._progress[first.sequence].add_prompt_logprobs(following, out)
         return out

@@ -77,19 +77,10 @@ class Seq2SeqDecoder:
         """Tokens that an answer can have, however long its source."""
         return self.capacity
 
-    def prefill(
-        self,
-        lane: int,
-        chunks: Sequence[Array],
-        past: Sequence[int],
-        top_k: int,
-        *,
-        every_position: bool = False,
-        adapter: str = "",
-    ) -> None:
+    def read(self, lane: int, sources: Sequence[Array]) -> None:
         """Read whole sources (S,) into neighbouring lanes from `lane` on, each by itself. There is no output yet: an answer's first
-        step is one of `decode`. What other decoders' calls say besides, of the past, candidates and adapters, means nothing here."""
-        for at, source in enumerate(chunks, lane):
+        step is one of `decode`."""
+        for at, source in enumerate(sources, lane):
             self._encode(at, source)
 
     def decode(self, tokens: Array, past: Array, top_k: int, first: int = 0, *, adapter: str = "") -> StepOutput:
