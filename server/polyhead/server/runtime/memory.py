@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import structlog
@@ -16,9 +16,8 @@ import structlog
 log = structlog.get_logger(__name__)
 
 SMAPS = Path("/proc/self/smaps")
-_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)$")
+_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \S+ *(.*)$")
 
-_ANONYMOUS = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw-p 00000000 00:00 0 +(?:\[(?:heap|anon:.*)\])?$")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
@@ -27,9 +26,6 @@ _MADV_COLLAPSE = 25
 
 _IN_USE = 31 / 32
 """Share of a large page from which on it is taken up as a whole."""
-
-_BATCH = 16
-"""Large pages looked at and collapsed at a time: a call that meets a busy page may leave the rest of its range, and each takes a while."""
 
 WORTHWHILE = 16 * 1024 * 1024
 """Bytes of a mapping from which on its pages are given back after every call: those of token tables. Each of the many small ones would
@@ -48,7 +44,8 @@ class FilePages:
         """Of the files that are mapped now. Owned by who owns the sessions that did it: addresses mean something else once they are
         closed. Lets go of what was read so far. Mappings that were written to are left as they are."""
         inside = f"{folder.resolve()}/"
-        mappings = [(begin, end - begin) for begin, end, path in _unwritten() if path.startswith(inside)]
+        unwritten = (m for m in _mappings() if m.name.startswith(inside) and m.facts["Anonymous"] == "0 kB")
+        mappings = [(m.begin, m.end - m.begin) for m in unwritten]
         _let_go(mappings)
         self._tables = [(begin, size) for begin, size in mappings if size >= WORTHWHILE]
 
@@ -59,9 +56,9 @@ class FilePages:
 
 def use_large_pages() -> int:
     """Collapse the small pages that this process's weights and other lasting memory lie in into large ones; returns how many bytes lie
-    in such now, at least.
+    in such now.
 
-    A step of a small decoder reads all weights once, and translating addresses of small pages takes a good part of a tenth of it. Only
+    A step of a small decoder reads all weights once, and translating addresses of small pages is a part of it (docs/decisions.md). Only
     what is nearly all written and nobody else's: to fill gaps would take up memory. Mappings that ask for small pages (a cache's,
     `cache.untouched_zeros`) keep them. Where Linux can't do it (before 6.1), where large pages are switched off, and elsewhere
     nothing happens. What changes meanwhile can cost memory, never content: the system collapses what is there at that moment.
@@ -70,9 +67,11 @@ def use_large_pages() -> int:
         if "[never]" in (_LARGE_PAGES / "enabled").read_text():
             return 0
         large = int((_LARGE_PAGES / "hpage_pmd_size").read_text())
-        mappings = [(begin, end) for begin, end in _anonymous() if end - begin >= large]
+        lasting = (m for m in _mappings() if m.permissions == "rw-p" and re.match(r"$|\[heap\]|\[anon:", m.name))
         with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:
-            return sum(_collapse(begin, end, large, pages) for begin, end in mappings)
+            return sum(
+                _collapse(m.begin, m.end, large, pages) for m in lasting if "nh" not in m.facts["VmFlags"].split()
+            )
     except OSError:
         return 0
 
@@ -80,38 +79,20 @@ def use_large_pages() -> int:
 def _collapse(begin: int, end: int, large: int, pages: BinaryIO) -> int:
     """Those large pages of a mapping that are worth it, in bytes. Raises OSError if the system knows no such thing."""
     begin, end = -(-begin // large) * large, end // large * large
+    if begin >= end:
+        return 0
     small = large // mmap.PAGESIZE  # in a large one
+    # Eight bytes say of each small page where it is: bit 63, in memory, and 56, nobody else's (the page of zeros is everybody's).
+    pages.seek(begin // mmap.PAGESIZE * 8)
+    entries = np.frombuffer(pages.read((end - begin) // mmap.PAGESIZE * 8), np.uint64)
+    own = (entries >> np.uint64(63)) & (entries >> np.uint64(56)) & np.uint64(1)
     collapsed = 0
-    for batch in range(begin, end, _BATCH * large):
-        # Eight bytes say of each small page where it is: bit 63, in memory, and 56, nobody else's (the page of zeros is everybody's).
-        pages.seek(batch // mmap.PAGESIZE * 8)
-        entries = np.frombuffer(pages.read(min(_BATCH * large, end - batch) // mmap.PAGESIZE * 8), np.uint64)
-        own = (entries >> np.uint64(63)) & (entries >> np.uint64(56)) & np.uint64(1)
-        worthwhile = np.flatnonzero(own[: len(own) // small * small].reshape(-1, small).mean(axis=1) >= _IN_USE)
-        for run in filter(len, np.split(worthwhile, np.flatnonzero(np.diff(worthwhile) > 1) + 1)):
-            address, size = ctypes.c_void_p(batch + int(run[0]) * large), len(run) * large
-            if _libc.madvise(address, ctypes.c_size_t(size), _MADV_COLLAPSE) == 0:
-                collapsed += size
-            elif ctypes.get_errno() == errno.EINVAL:
-                raise OSError(errno.EINVAL, "this system collapses no pages")
+    for place in np.flatnonzero(own[: len(own) // small * small].reshape(-1, small).mean(axis=1) >= _IN_USE).tolist():
+        if _libc.madvise(ctypes.c_void_p(begin + place * large), ctypes.c_size_t(large), _MADV_COLLAPSE) == 0:
+            collapsed += large
+        elif ctypes.get_errno() == errno.EINVAL:
+            raise OSError(errno.EINVAL, "this system collapses no pages")
     return collapsed
-
-
-def _anonymous() -> Iterator[tuple[int, int]]:
-    """Begin and end of each private mapping without a file that does not ask for small pages."""
-    mapping = None
-    for line in _mapped():
-        if found := _ANONYMOUS.match(line):
-            mapping = int(found[1], 16), int(found[2], 16)
-        elif line.startswith("VmFlags:"):
-            if mapping and "nh" not in line.split():
-                yield mapping
-            mapping = None
-
-
-def _mapped() -> list[str]:
-    """Lines on all mappings; names of files may be any bytes."""
-    return SMAPS.read_text(errors="surrogateescape").splitlines()
 
 
 def _let_go(mappings: list[tuple[int, int]]) -> None:
@@ -138,16 +119,28 @@ def trim() -> None:
         malloc_trim(0)
 
 
-def _unwritten() -> Iterator[tuple[int, int, str]]:
-    """Begin, end and file of each mapping without a page of this process's own."""
+class _Mapping(NamedTuple):
+    begin: int
+    end: int
+    permissions: str
+    name: str
+    """Of a file its path; in brackets what memory is for; or empty."""
+    facts: dict[str, str]
+    """What the system says of it besides, by its names."""
+
+
+def _mappings() -> Iterator[_Mapping]:
+    """Of this process; names of files may be any bytes."""
     if sys.platform != "linux":
         return
     mapping = None
-    for line in _mapped():
+    for line in SMAPS.read_text(errors="surrogateescape").split("\n"):
         if found := _MAPPING.match(line):
-            mapping = int(found[1], 16), int(found[2], 16), found[3]
-        elif mapping and line.split() == ["Anonymous:", "0", "kB"]:
-            yield mapping
-            mapping = None
-        elif not line[0].isupper():
-            mapping = None
+            if mapping:
+                yield mapping
+            mapping = _Mapping(int(found[1], 16), int(found[2], 16), found[3], found[4], {})
+        elif mapping:
+            fact, _, value = line.partition(":")
+            mapping.facts[fact] = value.strip()
+    if mapping:
+        yield mapping
